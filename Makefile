@@ -1,0 +1,36 @@
+# make setup   virtual environment, C library, Arm cross compiler, emulator
+# make demo    train -> quantise -> pack -> synthesise -> run -> compare -> report; DATA=mitdb DATA_DIR=<folder> for real ECG
+# make test    the suite that CI runs
+# make test-all  the full matrix (compilers, optimisation levels, sanitizers, emulated CPUs) -> results/test-all.json
+
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+DATA    ?= synthetic-ecg
+OUT     ?= out/demo
+SEED    ?= 0
+C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/kernels/*.c csrc/kernels/*.h)
+
+.PHONY: setup demo test test-all clean
+
+setup: $(VENV)/.built
+
+$(VENV)/.installed: .ci/setup pyproject.toml setup.py tests/constraints.txt
+	@.ci/setup $(VENV)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(C_FILES) pyhtpw/_native_build.py
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+	@touch $@
+
+demo: setup
+	@$(PYTHON) -m pyhtpw demo --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(PROTOCOL),--protocol $(PROTOCOL)) \
+	    --out $(OUT) --seed $(SEED) $(DEMO_FLAGS)
+
+test: setup
+	@$(PYTHON) -m pytest -q
+
+test-all: setup
+	@$(PYTHON) tests/full_matrix.py --out results/test-all.json
+
+clean:
+	rm -rf build out $(VENV) *.egg-info pyhtpw/*.so pyhtpw/_htpw.c

@@ -1,0 +1,340 @@
+/* The operator decoder: records of OPS, one after the other, with the parts of QUAN, WGHT and CODE that belong to them.
+ *
+ * Every length is checked against its section before a pointer into it is made. All sizes are bounded by 2^22 elements
+ * per tensor, so sums and products below stay inside 32 bits; the two that could leave it are formed in 64.
+ */
+#include "htpw_internal.h"
+
+int htpw_cursor_start(const struct htpw_model *model, struct htpw_cursor *cursor) {
+    static const struct htpw_cursor zero;
+    *cursor = zero;
+    const uint8_t *p = model->ops.data;
+    if (model->ops.length < 8) {
+        return HTPW_ERR_DATA;
+    }
+    struct htpw_tensor *input = &cursor->slot[0];
+    input->h = htpw_load_u16(p);
+    input->w = htpw_load_u16(p + 2);
+    input->c = htpw_load_u16(p + 4);
+    input->zero_point = htpw_load_i8(p + 6);
+    input->written = 1;
+    cursor->ops = 8;
+    if (input->h == 0 || input->w == 0 || input->c == 0 ||
+        (uint64_t)input->h * input->w * input->c > HTPW_TENSOR_MAX) {
+        return HTPW_ERR_SHAPE;
+    }
+    return HTPW_OK;
+}
+
+/* Takes `bytes` from a section, or returns NULL if it has fewer left. */
+static const uint8_t *htpw_take(struct htpw_span section, uint32_t *used, uint32_t bytes) {
+    if (bytes > section.length - *used) {
+        return NULL;
+    }
+    const uint8_t *p = section.data + *used;
+    *used += bytes;
+    return p;
+}
+
+/* Bytes 5..11 of a linear operator's record, and its part of QUAN. */
+static int htpw_decode_linear(const struct htpw_model *model, struct htpw_cursor *cursor, const uint8_t *record,
+                              struct htpw_op *op) {
+    struct htpw_quant_view *q = &op->quant;
+    const uint8_t form = record[9];
+    op->source = record[5];
+    op->out.c = htpw_load_u16(record + 6);
+    op->head = record[11];
+    q->shift_base = htpw_load_i8(record + 8);
+    q->shift_bits = form & 7u;
+    q->bias_bits = record[10];
+    if ((form & 0x78u) != 0 || q->shift_bits > 5 || q->bias_bits > 32) {
+        return HTPW_ERR_RANGE;
+    }
+    if (op->out.c == 0) {
+        return HTPW_ERR_SHAPE;
+    }
+    q->channels = op->out.c;
+    q->count = (form & 0x80u) != 0 ? 1u : q->channels;
+    q->multipliers = htpw_take(model->quant, &cursor->quant, 2u * q->count);
+    q->shifts = htpw_take(model->quant, &cursor->quant, htpw_bits_bytes(q->count, q->shift_bits));
+    q->biases = htpw_take(model->quant, &cursor->quant, htpw_bits_bytes(q->channels, q->bias_bits));
+    return q->multipliers != NULL && q->shifts != NULL && q->biases != NULL ? HTPW_OK : HTPW_ERR_DATA;
+}
+
+/* Bytes 12..23 of a conv or depthwise record. */
+static int htpw_decode_spatial(const uint8_t *record, struct htpw_op *op) {
+    struct htpw_window *g = &op->window;
+    op->out.h = htpw_load_u16(record + 12);
+    op->out.w = htpw_load_u16(record + 14);
+    g->k_h = record[16];
+    g->k_w = record[17];
+    g->stride_h = record[18];
+    g->stride_w = record[19];
+    g->pad_top = record[20];
+    g->pad_left = record[21];
+    g->dil_h = record[22];
+    g->dil_w = record[23];
+    return g->k_h && g->k_w && g->stride_h && g->stride_w && g->dil_h && g->dil_w ? HTPW_OK : HTPW_ERR_SHAPE;
+}
+
+/* Bytes 5..17 of a pooling record. Every window must hold at least one cell of the input. */
+static int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
+    struct htpw_window *g = &op->window;
+    op->out.h = htpw_load_u16(record + 6);
+    op->out.w = htpw_load_u16(record + 8);
+    op->out.c = op->in.c;
+    g->k_h = htpw_load_u16(record + 10);
+    g->k_w = htpw_load_u16(record + 12);
+    g->stride_h = record[14];
+    g->stride_w = record[15];
+    g->pad_top = record[16];
+    g->pad_left = record[17];
+    g->dil_h = g->dil_w = 1;
+    if (record[5] != 0) {
+        return HTPW_ERR_OPERATOR;
+    }
+    if (op->out.zero_point != op->in.zero_point) {
+        return HTPW_ERR_RANGE;
+    }
+    if (!g->k_h || !g->k_w || !g->stride_h || !g->stride_w || !op->out.h || !op->out.w || g->pad_top >= g->k_h ||
+        g->pad_left >= g->k_w || ((int32_t)op->out.h - 1) * g->stride_h - g->pad_top >= op->in.h ||
+        ((int32_t)op->out.w - 1) * g->stride_w - g->pad_left >= op->in.w) {
+        return HTPW_ERR_SHAPE;
+    }
+    return HTPW_OK;
+}
+
+static int htpw_decode_add(const uint8_t *record, const struct htpw_cursor *cursor, struct htpw_op *op) {
+    struct htpw_elementwise *e = &op->add;
+    op->slot_in2 = record[5];
+    if (op->slot_in2 >= HTPW_SLOTS || !cursor->slot[op->slot_in2].written || op->slot_in2 == op->slot_out) {
+        return HTPW_ERR_SLOT;
+    }
+    const struct htpw_tensor *b = &cursor->slot[op->slot_in2];
+    if (b->h != op->in.h || b->w != op->in.w || b->c != op->in.c) {
+        return HTPW_ERR_SHAPE;
+    }
+    op->out.h = op->in.h;
+    op->out.w = op->in.w;
+    op->out.c = op->in.c;
+    e->left_shift = record[6];
+    e->a_shift = htpw_load_i8(record + 7);
+    e->b_shift = htpw_load_i8(record + 8);
+    e->out_shift = htpw_load_i8(record + 9);
+    const uint16_t m1 = htpw_load_u16(record + 10), m2 = htpw_load_u16(record + 12), m_out = htpw_load_u16(record + 14);
+    if (e->left_shift < 16 || e->left_shift > 22 || e->a_shift > 0 || e->a_shift < -31 || e->b_shift > 0 ||
+        e->b_shift < -31 || e->out_shift > 0 || e->out_shift < -31 || m1 > 32767 || m2 > 32767 || m_out > 32767) {
+        return HTPW_ERR_RANGE;
+    }
+    e->a_multiplier = (int32_t)m1 << 16;
+    e->b_multiplier = (int32_t)m2 << 16;
+    e->out_multiplier = (int32_t)m_out << 16;
+    e->a_offset = -op->in.zero_point;
+    e->b_offset = -b->zero_point;
+    e->out_offset = op->out.zero_point;
+    e->act_min = op->act_min;
+    e->act_max = op->act_max;
+    return HTPW_OK;
+}
+
+/* The weights of a linear operator: where they are stored, or the codes that make them and their place in the cache. */
+static int htpw_decode_weights(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
+    if (op->source == HTPW_SOURCE_STORED8) {
+        if (op->head != 0) {
+            return HTPW_ERR_SOURCE;
+        }
+        const uint32_t gap = (0u - cursor->weights) & 3u;
+        const uint8_t *skipped = htpw_take(model->weights, &cursor->weights, gap);
+        op->weights = (const int8_t *)htpw_take(model->weights, &cursor->weights, op->weight_count);
+        if (skipped == NULL || op->weights == NULL) {
+            return HTPW_ERR_DATA;
+        }
+        for (uint32_t i = 0; i < gap; i++) {
+            if (skipped[i] != 0) {
+                return HTPW_ERR_DATA;
+            }
+        }
+        return HTPW_OK;
+    }
+    if (op->source != HTPW_SOURCE_TILED || op->head >= model->head_count || cursor->layer >= HTPW_GENERATED_MAX) {
+        return HTPW_ERR_SOURCE;
+    }
+    const uint32_t tile = model->head[op->head].rows;
+    const uint32_t tiles = (op->weight_count + tile - 1u) / tile;
+    const uint64_t code_bits = (uint64_t)tiles * model->dz * model->code_bits; /* up to 2^33 */
+    if (code_bits > UINT32_C(8) * (model->codes.length - cursor->codes)) {
+        return HTPW_ERR_DATA;
+    }
+    op->codes = htpw_take(model->codes, &cursor->codes, (uint32_t)((code_bits + 7u) / 8u));
+    if (op->codes == NULL) {
+        return HTPW_ERR_DATA;
+    }
+    op->layer = cursor->layer++;
+    op->cache_offset = cursor->cache;
+    cursor->cache += htpw_round16(op->weight_count); /* at most 64 * 2^22 */
+    return HTPW_OK;
+}
+
+/* Products per sum and weights of a linear operator, from its shapes; also its window. */
+static int htpw_linear_shape(const uint8_t *record, struct htpw_op *op) {
+    struct htpw_window *g = &op->window;
+    uint64_t per_output; /* weights per output channel */
+    switch (op->kind) {
+    case HTPW_OP_CONV:
+        g->groups = htpw_load_u16(record + 24);
+        if (g->groups == 0 || op->in.c % g->groups != 0 || op->out.c % g->groups != 0) {
+            return HTPW_ERR_SHAPE;
+        }
+        per_output = (uint64_t)g->k_h * (uint64_t)g->k_w * (uint64_t)(op->in.c / g->groups);
+        break;
+    case HTPW_OP_DEPTHWISE:
+        if (op->out.c % op->in.c != 0) {
+            return HTPW_ERR_SHAPE;
+        }
+        g->groups = 1;
+        per_output = (uint64_t)g->k_h * (uint64_t)g->k_w;
+        break;
+    case HTPW_OP_CONV1X1:
+        op->out.h = op->in.h;
+        op->out.w = op->in.w;
+        per_output = op->in.c;
+        break;
+    default: /* fc */
+        op->out.h = op->out.w = 1;
+        per_output = htpw_tensor_size(&op->in);
+        break;
+    }
+    if (per_output * op->out.c > HTPW_TENSOR_MAX) {
+        return HTPW_ERR_SHAPE;
+    }
+    op->products = (uint32_t)per_output;
+    op->weight_count = (uint32_t)per_output * op->out.c;
+    return HTPW_OK;
+}
+
+static uint32_t htpw_record_bytes(uint8_t kind) {
+    switch (kind) {
+#define HTPW_RECORD_CASE(name, id, bytes)                                                                              \
+    case id:                                                                                                           \
+        return bytes;
+        HTPW_OPERATORS(HTPW_RECORD_CASE)
+#undef HTPW_RECORD_CASE
+    default:
+        return 0;
+    }
+}
+
+int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
+    static const struct htpw_op zero;
+    if (cursor->index == model->operator_count) {
+        return 0;
+    }
+    if (cursor->ops >= model->ops.length) {
+        return HTPW_ERR_DATA;
+    }
+    *op = zero;
+    op->kind = model->ops.data[cursor->ops];
+    const uint32_t bytes = htpw_record_bytes(op->kind);
+    if (bytes == 0) {
+        return HTPW_ERR_OPERATOR;
+    }
+    const uint8_t *record = htpw_take(model->ops, &cursor->ops, bytes);
+    if (record == NULL) {
+        return HTPW_ERR_DATA;
+    }
+    op->slot_in = record[1] & 15u;
+    op->slot_out = record[1] >> 4;
+    if (op->slot_in >= HTPW_SLOTS || !cursor->slot[op->slot_in].written || op->slot_out == 0 ||
+        op->slot_out >= HTPW_SLOTS || op->slot_out == op->slot_in) {
+        return HTPW_ERR_SLOT;
+    }
+    op->in = cursor->slot[op->slot_in];
+    op->out.zero_point = htpw_load_i8(record + 2);
+    op->act_min = htpw_load_i8(record + 3);
+    op->act_max = htpw_load_i8(record + 4);
+    if (op->act_min > op->act_max) {
+        return HTPW_ERR_RANGE;
+    }
+
+    int error = HTPW_OK;
+    if (op->kind == HTPW_OP_ADD) {
+        error = htpw_decode_add(record, cursor, op);
+    } else if (op->kind == HTPW_OP_AVGPOOL || op->kind == HTPW_OP_MAXPOOL) {
+        error = htpw_decode_pool(record, op);
+    } else {
+        error = htpw_decode_linear(model, cursor, record, op);
+        if (error == HTPW_OK && (op->kind == HTPW_OP_CONV || op->kind == HTPW_OP_DEPTHWISE)) {
+            error = htpw_decode_spatial(record, op);
+        }
+        if (error == HTPW_OK) {
+            error = htpw_linear_shape(record, op);
+        }
+        if (error == HTPW_OK) {
+            error = htpw_decode_weights(model, cursor, op);
+        }
+    }
+    if (error != HTPW_OK) {
+        return error;
+    }
+    if (op->out.h == 0 || op->out.w == 0 || (uint64_t)op->out.h * op->out.w * op->out.c > HTPW_TENSOR_MAX) {
+        return HTPW_ERR_SHAPE;
+    }
+    struct htpw_window *g = &op->window;
+    g->n = 1;
+    g->in_h = op->in.h;
+    g->in_w = op->in.w;
+    g->in_c = op->in.c;
+    g->out_h = op->out.h;
+    g->out_w = op->out.w;
+    g->out_c = op->out.c;
+    op->out.written = 1;
+    cursor->slot[op->slot_out] = op->out;
+    cursor->index++;
+    return 1;
+}
+
+int htpw_quant_check(const struct htpw_op *op) {
+    const struct htpw_quant_view *q = &op->quant;
+    int32_t shift_max = -31;
+    for (uint32_t i = 0; i < q->count; i++) {
+        const int32_t shift = q->shift_base + (int32_t)htpw_bits_unsigned(q->shifts, i, q->shift_bits);
+        if (htpw_load_u16(q->multipliers + 2u * i) > 32767 || shift < -31 || shift > 30) {
+            return HTPW_ERR_RANGE;
+        }
+        shift_max = shift > shift_max ? shift : shift_max;
+    }
+    int64_t bias_max = 0;
+    for (uint32_t i = 0; i < q->channels; i++) {
+        const int64_t bias = htpw_bits_signed(q->biases, i, q->bias_bits);
+        const int64_t magnitude = bias < 0 ? -bias : bias;
+        bias_max = magnitude > bias_max ? magnitude : bias_max;
+    }
+    const uint64_t bound = (uint64_t)op->products * (255u * 128u) + (uint64_t)bias_max;
+    const uint32_t left = shift_max > 0 ? (uint32_t)shift_max : 0u;
+    if (bound >= HTPW_ACC_LIMIT || (bound << left) >= HTPW_ACC_LIMIT) {
+        return HTPW_ERR_OVERFLOW;
+    }
+    return htpw_bits_tail_is_zero(q->shifts, q->count, q->shift_bits) &&
+                   htpw_bits_tail_is_zero(q->biases, q->channels, q->bias_bits)
+               ? HTPW_OK
+               : HTPW_ERR_DATA;
+}
+
+uint32_t htpw_quant_words(const struct htpw_quant_view *q) { return 2u * q->count + q->channels; }
+
+void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out) {
+    for (uint32_t i = 0; i < q->count; i++) {
+        *out++ = (int32_t)htpw_load_u16(q->multipliers + 2u * i) << 16;
+    }
+    for (uint32_t i = 0; i < q->count; i++) {
+        *out++ = q->shift_base + (int32_t)htpw_bits_unsigned(q->shifts, i, q->shift_bits);
+    }
+    for (uint32_t i = 0; i < q->channels; i++) {
+        *out++ = htpw_bits_signed(q->biases, i, q->bias_bits);
+    }
+}
+
+int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits) {
+    const uint32_t used = (count * bits) & 7u;
+    return used == 0 || (stream[(count * bits) / 8u] >> used) == 0;
+}

@@ -1,0 +1,212 @@
+/* Opening an image: header, sections, then a walk over every operator. Nothing is copied but pointers and a few sizes. */
+#include "htpw_internal.h"
+
+enum { HTPW_HEADER_BYTES = 16, HTPW_ENTRY_BYTES = 16, HTPW_SECTIONS_MAX = 16 };
+#define HTPW_IMAGE_MAX (UINT32_C(1) << 27)
+
+/* Sections in the order of the file (docs/SPEC.md 4). */
+enum htpw_section { HTPW_INFO, HTPW_OPS, HTPW_QUAN, HTPW_WGHT, HTPW_GENR, HTPW_HEAD, HTPW_CODE, HTPW_SECTION_COUNT };
+static const uint8_t htpw_section_tags[HTPW_SECTION_COUNT][4] = {
+    {'I', 'N', 'F', 'O'}, {'O', 'P', 'S', ' '}, {'Q', 'U', 'A', 'N'}, {'W', 'G', 'H', 'T'},
+    {'G', 'E', 'N', 'R'}, {'H', 'E', 'A', 'D'}, {'C', 'O', 'D', 'E'}};
+
+static int htpw_is_zero(const uint8_t *p, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        if (p[i] != 0) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int htpw_tag_index(const uint8_t *tag) {
+    for (int i = 0; i < HTPW_SECTION_COUNT; i++) {
+        const uint8_t *t = htpw_section_tags[i];
+        if (tag[0] == t[0] && tag[1] == t[1] && tag[2] == t[2] && tag[3] == t[3]) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* Header, section table and section checksums. */
+static int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_span *sections) {
+    static const uint8_t magic[4] = {'H', 'T', 'P', 'W'};
+    if (length < HTPW_HEADER_BYTES) {
+        return HTPW_ERR_TRUNCATED;
+    }
+    for (int i = 0; i < 4; i++) {
+        if (image[i] != magic[i]) {
+            return HTPW_ERR_MAGIC;
+        }
+    }
+    if (image[4] != HTPW_FORMAT_VERSION || image[5] != HTPW_ROUNDING_CMSIS_NN) {
+        return HTPW_ERR_VERSION;
+    }
+    const uint32_t count = image[6];
+    const uint32_t table_bytes = count * HTPW_ENTRY_BYTES;
+    if (count == 0 || count > HTPW_SECTIONS_MAX || image[7] != 0) {
+        return HTPW_ERR_SECTION;
+    }
+    if (length < HTPW_HEADER_BYTES + table_bytes) {
+        return HTPW_ERR_TRUNCATED;
+    }
+    const uint32_t crc = htpw_crc32(htpw_crc32(0, image, 12), image + HTPW_HEADER_BYTES, table_bytes);
+    if (crc != htpw_load_u32(image + 12)) {
+        return HTPW_ERR_HEADER_CRC;
+    }
+    const uint32_t total = htpw_load_u32(image + 8);
+    if (total != length) {
+        return total > length ? HTPW_ERR_TRUNCATED : HTPW_ERR_SECTION;
+    }
+    if (total % 16 != 0 || total > HTPW_IMAGE_MAX) {
+        return HTPW_ERR_SECTION;
+    }
+    uint32_t end = HTPW_HEADER_BYTES + table_bytes;
+    int last = -1;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *entry = image + HTPW_HEADER_BYTES + i * HTPW_ENTRY_BYTES;
+        const int tag = htpw_tag_index(entry);
+        const uint32_t offset = htpw_load_u32(entry + 4), bytes = htpw_load_u32(entry + 8);
+        if (tag <= last || offset != htpw_round16(end) || offset > total || bytes > total - offset ||
+            !htpw_is_zero(image + end, offset - end)) {
+            return HTPW_ERR_SECTION;
+        }
+        if (htpw_crc32(0, image + offset, bytes) != htpw_load_u32(entry + 12)) {
+            return HTPW_ERR_SECTION_CRC;
+        }
+        sections[tag].data = image + offset;
+        sections[tag].length = bytes;
+        last = tag;
+        end = offset + bytes;
+    }
+    return htpw_round16(end) == total && htpw_is_zero(image + end, total - end) ? HTPW_OK : HTPW_ERR_SECTION;
+}
+
+/* Walks all operators: validates each, and sums up the memory they need. */
+static int htpw_open_operators(struct htpw_model *model) {
+    struct htpw_cursor cursor;
+    struct htpw_op op;
+    int result = htpw_cursor_start(model, &cursor);
+    if (result != HTPW_OK) {
+        return result;
+    }
+    model->input_bytes = htpw_tensor_size(&cursor.slot[0]);
+    op.out = cursor.slot[0];
+    while ((result = htpw_cursor_next(model, &cursor, &op)) > 0) {
+        const uint32_t out_bytes = htpw_round16(htpw_tensor_size(&op.out));
+        if (out_bytes > model->slot_bytes[op.slot_out]) {
+            model->slot_bytes[op.slot_out] = out_bytes;
+        }
+        if (op.weight_count != 0) { /* a linear operator */
+            const int error = htpw_quant_check(&op);
+            const uint32_t scratch = htpw_round16(4u * htpw_quant_words(&op.quant));
+            if (error != HTPW_OK) {
+                return error;
+            }
+            if (scratch > model->scratch_bytes) {
+                model->scratch_bytes = scratch;
+            }
+            if (op.codes != NULL) {
+                const uint32_t tile = model->head[op.head].rows;
+                const uint32_t codes = (op.weight_count + tile - 1u) / tile * model->dz;
+                if (!htpw_bits_tail_is_zero(op.codes, codes, model->code_bits)) {
+                    return HTPW_ERR_DATA;
+                }
+            }
+        }
+    }
+    if (result < 0) {
+        return result;
+    }
+    if (op.out.h != 1 || op.out.w != 1) {
+        return HTPW_ERR_SHAPE;
+    }
+    if (cursor.ops != model->ops.length || cursor.quant != model->quant.length ||
+        cursor.weights != model->weights.length || cursor.codes != model->codes.length) {
+        return HTPW_ERR_DATA;
+    }
+    model->output_bytes = htpw_tensor_size(&op.out);
+    model->generated_count = (uint16_t)cursor.layer;
+    model->cache_bytes = cursor.cache;
+    if (cursor.layer != 0) {
+        const uint32_t scratch = htpw_synth_scratch(model);
+        model->scratch_bytes = scratch > model->scratch_bytes ? scratch : model->scratch_bytes;
+    }
+    return HTPW_OK;
+}
+
+int htpw_model_open(struct htpw_model *model, const void *image, size_t length) {
+    static const struct htpw_model zero;
+    static const uint8_t nothing[1] = {0}; /* absent sections point here, so that no pointer is NULL */
+    struct htpw_span sections[HTPW_SECTION_COUNT];
+    if (model == NULL) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    *model = zero;
+    if (image == NULL) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    if ((uintptr_t)image % 4 != 0) {
+        return HTPW_ERR_ALIGNMENT;
+    }
+    for (int i = 0; i < HTPW_SECTION_COUNT; i++) {
+        sections[i].data = nothing;
+        sections[i].length = 0;
+    }
+    int error = htpw_open_sections((const uint8_t *)image, length, sections);
+    if (error == HTPW_OK) {
+        model->ops = sections[HTPW_OPS];
+        model->quant = sections[HTPW_QUAN];
+        model->weights = sections[HTPW_WGHT];
+        model->codes = sections[HTPW_CODE];
+        if (model->ops.length < 8 || model->ops.data[7] == 0) {
+            error = HTPW_ERR_DATA;
+        } else {
+            model->operator_count = model->ops.data[7];
+            error = htpw_generator_open(model, sections[HTPW_GENR], sections[HTPW_HEAD]);
+        }
+    }
+    if (error == HTPW_OK) {
+        error = htpw_open_operators(model);
+    }
+    if (error != HTPW_OK) {
+        *model = zero;
+    }
+    return error;
+}
+
+int htpw_plan_memory(const struct htpw_model *model, struct htpw_plan *plan) {
+    if (model == NULL || plan == NULL || model->operator_count == 0) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    plan->arena_bytes = model->scratch_bytes;
+    for (int i = 1; i < HTPW_SLOTS; i++) {
+        plan->arena_bytes += model->slot_bytes[i];
+    }
+    plan->cache_bytes = model->cache_bytes;
+    plan->input_bytes = model->input_bytes;
+    plan->output_bytes = model->output_bytes;
+    return HTPW_OK;
+}
+
+int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info) {
+    struct htpw_cursor cursor;
+    struct htpw_op op;
+    if (model == NULL || info == NULL || layer >= model->generated_count || htpw_cursor_start(model, &cursor) < 0) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    while (htpw_cursor_next(model, &cursor, &op) > 0) {
+        if (op.codes != NULL && op.layer == layer) {
+            info->op = cursor.index - 1u;
+            info->cache_offset = op.cache_offset;
+            info->bytes = op.weight_count;
+            return HTPW_OK;
+        }
+    }
+    return HTPW_ERR_ARGUMENT;
+}
+
+size_t htpw_sizeof_model(void) { return sizeof(struct htpw_model); }
+
+size_t htpw_sizeof_context(void) { return sizeof(struct htpw_context); }

@@ -1,0 +1,5 @@
+"""`python -m pyhtpw` is `pyhtpw`."""
+
+from pyhtpw.cli import main
+
+main()

@@ -1,0 +1,55 @@
+"""The C library, one to one: the cffi module, error codes as exceptions, and checked buffers. It does no thinking."""
+
+import numpy as np
+
+from pyhtpw.errors import HtpwError, ImageError
+
+try:
+    from pyhtpw._htpw import ffi, lib
+except ImportError as error:  # pragma: no cover - only on a checkout that was never built
+    raise HtpwError(f"the C library is not built ({error}): run 'make setup', or 'pip install -e .'") from error
+
+
+def _error_classes() -> dict[int, type[ImageError]]:
+    """One exception class per row of HTPW_ERRORS in htpw.h, so that Python can't drift from C."""
+    classes, i = {}, 0
+    while code := lib.htpw_error_code(i):
+        name = ffi.string(lib.htpw_error_name(code)).decode()
+        title = "".join(word.capitalize() for word in name.split("_"))
+        classes[code] = type(f"Image{title}Error", (ImageError,), {"__doc__": text(code), "__module__": "pyhtpw.errors"})
+        i += 1
+    return classes
+
+
+def text(code: int) -> str:
+    """The library's text for an error code."""
+    return ffi.string(lib.htpw_error_text(code)).decode()
+
+
+ERRORS = _error_classes()
+
+
+def check(code: int, what: str) -> int:
+    """Returns a non-negative `code`; raises the exception of a negative one, its message beginning with `what`."""
+    if code < 0:
+        raise ERRORS.get(code, ImageError)(f"{what}: {text(code)}", code)
+    return code
+
+
+def version() -> str:
+    """Version of the C library."""
+    return ffi.string(lib.htpw_version()).decode()
+
+
+def int8_pointer(array: np.ndarray):
+    """A C pointer to an int8 or uint8 C-contiguous array; the caller keeps the array alive. Never casts or copies."""
+    if array.dtype not in (np.int8, np.uint8) or not array.flags.c_contiguous:
+        raise TypeError(f"need a C-contiguous int8 array, got {array.dtype} with strides {array.strides}")
+    return ffi.cast("int8_t *", array.ctypes.data)
+
+
+def aligned(size: int) -> np.ndarray:
+    """A zeroed uint8 buffer of at least one byte whose address is a multiple of 16."""
+    raw = np.zeros(max(size, 1) + 16, np.uint8)
+    start = -raw.ctypes.data % 16
+    return raw[start : start + max(size, 1)]

@@ -1,0 +1,181 @@
+"""`Image`: an opened .htpw image, run by the C library on this machine."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pyhtpw import _native
+from pyhtpw._native import ffi, lib
+from pyhtpw.errors import ConfigError, ImageError
+from pyhtpw.image.reader import Parsed, parse
+
+SCHEDULES = {"boot": 0, "lazy": 1}  # enum htpw_schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory that a device needs for a model, bytes, exact (htpw_plan_memory)."""
+
+    arena: int
+    cache: int
+    input: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where a generated kernel lies: operator index, its offset in the cache, its bytes."""
+
+    op: int
+    cache_offset: int
+    bytes: int
+
+
+class Image:
+    """A validated image.
+
+    Thread-safe: every thread that runs gets a context (arena and cache) of its own, and the C code runs without the GIL.
+
+    Parameters
+    ----------
+    data : bytes
+        The image. It is copied once, to an aligned buffer.
+    name : str
+        What to call it in error messages.
+
+    Raises
+    ------
+    ImageError
+        Of the subclass that belongs to the C library's error code.
+    """
+
+    def __init__(self, data: bytes, name: str = "image") -> None:
+        self.name = name
+        self.data = bytes(data)
+        self._buffer = _native.aligned(len(data))
+        self._buffer[: len(data)] = np.frombuffer(self.data, np.uint8)
+        self._model = ffi.new("struct htpw_model *")
+        _native.check(
+            lib.htpw_model_open(self._model, ffi.cast("void *", self._buffer.ctypes.data), len(data)), name
+        )
+        plan = ffi.new("struct htpw_plan *")
+        _native.check(lib.htpw_plan_memory(self._model, plan), name)
+        self.plan = Plan(plan.arena_bytes, plan.cache_bytes, plan.input_bytes, plan.output_bytes)
+        self.parsed: Parsed = parse(self.data, name)
+        self._local = threading.local()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "Image":
+        """Reads and validates a file. Raises ImageError if it is unreadable or not a valid image."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{path}: cannot read the image: {error.strerror}") from error
+        return cls(data, str(path))
+
+    @property
+    def generated(self) -> list[Kernel]:
+        """The generated kernels, in operator order."""
+        info, out = ffi.new("struct htpw_kernel_info *"), []
+        for layer in range(self._model.generated_count):
+            _native.check(lib.htpw_kernel_info(self._model, layer, info), self.name)
+            out.append(Kernel(info.op, info.cache_offset, info.bytes))
+        return out
+
+    def bind(self, schedule: str = "boot") -> "Context":
+        """A context with memory of its own. `schedule` is "boot" or "lazy"."""
+        return Context(self, schedule)
+
+    def _context(self) -> "Context":
+        if not hasattr(self._local, "context"):
+            self._local.context = self.bind()
+        return self._local.context
+
+    def kernels(self) -> dict[int, np.ndarray]:
+        """Operator index -> int8 bytes (row-major) of every generated kernel, synthesised by the C library."""
+        return self.bind().kernels()
+
+    def quantise(self, windows: np.ndarray) -> np.ndarray:
+        """Real windows (N, H*W*C in any shape) to the input's int8, `clip(rint(x / scale) + zp)` in binary32."""
+        info, op = self.parsed.info, self.parsed.input
+        if info is None:
+            raise ImageError(f"{self.name}: has no INFO section, so the scale of its input is unknown: pass int8 windows")
+        q = np.rint(np.asarray(windows, np.float32) / np.float32(info.input_scale)) + np.float32(op.zero_point)
+        return np.clip(q, -128, 127).astype(np.int8).reshape(len(windows), op.h, op.w, op.c)
+
+    def run(self, window: np.ndarray) -> np.ndarray:
+        """Logits (classes,) int8 of one int8 window of shape (H, W, C) or any shape of as many elements."""
+        return self._context().run(window)
+
+    def run_batch(self, windows: np.ndarray, threads: int = 1) -> np.ndarray:
+        """Logits (N, classes) int8 of int8 windows (N, ...), on `threads` threads (order and bytes don't depend on it)."""
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}: it must be at least 1")
+        parts = np.array_split(np.ascontiguousarray(windows), threads)
+        if threads == 1:
+            return self._run_part(parts[0])
+        with ThreadPoolExecutor(threads) as pool:
+            return np.concatenate(list(pool.map(self._run_part, parts)))
+
+    def _run_part(self, windows: np.ndarray) -> np.ndarray:
+        context = self._context()
+        out = np.empty((len(windows), self.plan.output), np.int8)
+        for i, window in enumerate(windows):
+            context.run(window, out[i])
+        return out
+
+
+class Context:
+    """An image bound to memory of its own; one thread at a time (struct htpw_context)."""
+
+    def __init__(self, image: Image, schedule: str = "boot") -> None:
+        if schedule not in SCHEDULES:
+            raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
+        self.image = image
+        self.arena = _native.aligned(image.plan.arena)
+        self.cache = _native.aligned(image.plan.cache)
+        self._context = ffi.new("struct htpw_context *")
+        _native.check(
+            lib.htpw_bind(
+                self._context,
+                image._model,
+                ffi.cast("void *", self.arena.ctypes.data),
+                image.plan.arena,
+                ffi.cast("void *", self.cache.ctypes.data),
+                image.plan.cache,
+                SCHEDULES[schedule],
+            ),
+            image.name,
+        )
+
+    def synthesise(self, layer: int) -> np.ndarray:
+        """Synthesises generated kernel `layer` again and returns its int8 bytes."""
+        _native.check(lib.htpw_synth_layer(self._context, layer), f"{self.image.name}: generated kernel {layer}")
+        return self._kernel(self.image.generated[layer])
+
+    def _kernel(self, kernel: Kernel) -> np.ndarray:
+        return self.cache[kernel.cache_offset : kernel.cache_offset + kernel.bytes].view(np.int8).copy()
+
+    def kernels(self) -> dict[int, np.ndarray]:
+        """Operator index -> int8 bytes of the generated kernels as they lie in the cache."""
+        return {k.op: self._kernel(k) for k in self.image.generated}
+
+    def run(self, window: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong."""
+        window = np.ascontiguousarray(window)
+        if window.dtype != np.int8:
+            raise ImageError(f"{self.image.name}: windows must be int8, not {window.dtype}: use Image.quantise first")
+        if window.size != self.image.plan.input:
+            raise ImageError(
+                f"{self.image.name}: a window has {window.size} samples, the network takes {self.image.plan.input}"
+            )
+        out = np.empty(self.image.plan.output, np.int8) if out is None else out
+        code = lib.htpw_run(
+            self._context, _native.int8_pointer(window), window.size, _native.int8_pointer(out), out.size
+        )
+        _native.check(code, self.image.name)
+        return out

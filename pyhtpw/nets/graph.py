@@ -1,0 +1,325 @@
+"""Network definitions: a graph of nodes over windows of shape (T, C), its shapes, parameters and cost.
+
+A `Graph` is plain frozen data.  It knows nothing of training, integers or images; those read it.  Every graph that
+exists is valid: the constructor checks all of it and raises `pyhtpw.errors.ConfigError` (a ValueError) naming the node.
+
+Parameters are a flat dict of arrays; their names and shapes are fixed here (`Graph.parameter_shapes`):
+
+====================  =======================================================================================
+``{node}.weight``     conv (Cout,K,Cin), depthwise (K,C), stored pointwise (Cout,Cin), fc (Cout,Cin)
+``{node}.bias``       fc only, (Cout,)
+``{node}.gamma``      with norm, (Cout,); also ``.beta``, and the running statistics ``.mean`` and ``.var``
+``{node}.codes``      tiled pointwise, (ceil(Cout*Cin/tile), dz)
+``generator.{i}.*``   shared hidden layer i: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,)
+``head.weight``       shared head (tile, d_last)
+====================  =======================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from typing import Any
+
+from pyhtpw.errors import ConfigError
+
+OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "fc")
+HEADS = ("stored", "tiled")
+INPUT = "input"
+RUNNING = ("mean", "var")
+"""Last parts of the parameter names that hold running statistics, which no optimiser touches."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_RESERVED = (INPUT, "generator", "head")  # the first is an input's name, the others start parameter names
+_KERNEL_OPS = ("conv", "depthwise")
+_WEIGHT_OPS = ("conv", "depthwise", "pointwise", "fc")
+_NORM_OPS = ("conv", "depthwise", "pointwise")
+_RELU_OPS = (*_NORM_OPS, "add")
+
+
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def same_padding(t: int, k: int, s: int) -> tuple[int, int]:
+    """Output steps and left padding of "SAME" padding for ``t`` steps, ``k`` taps and stride ``s``.
+
+    TensorFlow's rule: ceil(t/s) output steps; what must be added in total is split with the odd step on the right.
+    """
+    out = -(-t // s)
+    total = max((out - 1) * s + k - t, 0)
+    return out, total // 2
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """The shared micro-MLP: codes of ``dz`` numbers -> ``hidden`` ReLU layers -> a head making ``tile`` weights."""
+
+    dz: int = 4
+    hidden: tuple[int, ...] = (16,)
+    tile: int = 32
+    code_bits: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("dz", "tile"):
+            if not _is_count(getattr(self, name)):
+                raise ConfigError(f"generator: {name} is {getattr(self, name)!r}; give a whole number of at least 1")
+        if not self.hidden or not all(_is_count(h) for h in self.hidden):
+            raise ConfigError(f"generator: hidden is {self.hidden!r}; give at least one layer of at least 1 unit")
+        if not _is_count(self.code_bits, 2) or self.code_bits > 8:
+            raise ConfigError(f"generator: code_bits is {self.code_bits!r}; give a whole number from 2 to 8")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters that all generated kernels share."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        before = self.dz
+        for i, units in enumerate(self.hidden):
+            shapes[f"generator.{i}.weight"] = (units, before)
+            shapes[f"generator.{i}.bias"] = (units,)
+            before = units
+        shapes["head.weight"] = (self.tile, before)
+        return shapes
+
+    def tiles(self, weights: int) -> int:
+        """Number of tiles, hence codes, that cover ``weights`` weights."""
+        return -(-weights // self.tile)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator, with the batch normalisation and ReLU directly behind it.
+
+    ``inputs`` are names of earlier nodes or "input".  ``head`` says where a pointwise kernel comes from: it is
+    "stored", or "tiled", made by the generator from one code per tile.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    cout: int
+    kernel: int = 1
+    stride: int = 1
+    norm: bool = False
+    relu: bool = False
+    head: str = "stored"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs))
+
+    def _fail(self, problem: str) -> ConfigError:
+        return ConfigError(f"node {self.name!r} ({self.op}): {problem}")
+
+    def check(self) -> None:
+        """Raise ConfigError for anything that is wrong with this node whatever its inputs are."""
+        if not isinstance(self.name, str) or not _NAME.match(self.name) or self.name in _RESERVED:
+            raise ConfigError(
+                f"node {self.name!r}: names are letters, digits and _, not starting with a digit, and none of "
+                + ", ".join(_RESERVED)
+            )
+        if self.op not in OPS:
+            raise self._fail(f"unknown op; choose one of {', '.join(OPS)}")
+        if self.head not in HEADS:
+            raise self._fail(f"unknown head {self.head!r}; choose one of {', '.join(HEADS)}")
+        wanted = 2 if self.op == "add" else 1
+        if len(self.inputs) != wanted:
+            raise self._fail(f"has {len(self.inputs)} inputs; give {wanted}")
+        for name in ("cout", "kernel", "stride"):
+            if not _is_count(getattr(self, name)):
+                raise self._fail(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
+        if self.op not in _KERNEL_OPS and (self.kernel, self.stride) != (1, 1):
+            raise self._fail("has no taps; leave kernel and stride at 1")
+        if self.norm and self.op not in _NORM_OPS:
+            raise self._fail("cannot be normalised; set norm to False")
+        if self.relu and self.op not in _RELU_OPS:
+            raise self._fail("cannot carry a ReLU; set relu to False")
+        if self.head == "tiled" and self.op != "pointwise":
+            raise self._fail("only pointwise kernels are generated; set head to 'stored'")
+
+    def weight_shape(self, channels: int) -> tuple[int, ...]:
+        """Shape of the kernel for ``channels`` input channels; () for an op without one."""
+        if self.op == "conv":
+            return (self.cout, self.kernel, channels)
+        if self.op == "depthwise":
+            return (self.kernel, channels)
+        if self.op in ("pointwise", "fc"):
+            return (self.cout, channels)
+        return ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network from windows of ``input_shape`` = (T, C) to ``classes`` logits.
+
+    Nodes are in an order in which they can run; the last, and only the last, is the classifier "fc".
+    """
+
+    name: str
+    input_shape: tuple[int, int]
+    classes: int
+    nodes: tuple[Node, ...]
+    generator: GeneratorSpec | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.input_shape) != 2 or not all(_is_count(n) for n in self.input_shape):
+            raise ConfigError(f"graph {self.name!r}: input_shape is {self.input_shape!r}; give (steps, channels)")
+        if not _is_count(self.classes, 2):
+            raise ConfigError(f"graph {self.name!r}: classes is {self.classes!r}; give a whole number of at least 2")
+        if not self.nodes or self.nodes[-1].op != "fc":
+            raise ConfigError(f"graph {self.name!r}: the last node must be the classifier; append an 'fc' node")
+        known, used = {INPUT}, set()
+        for node in self.nodes:
+            node.check()
+            if node.name in known:
+                raise node._fail("another node has this name; rename one")
+            for source in node.inputs:
+                if source not in known:
+                    raise node._fail(f"input {source!r} is no earlier node; reorder or rename")
+            if node.op == "fc" and node is not self.nodes[-1]:
+                raise node._fail("is not the last node; a graph has one classifier, at its end")
+            known.add(node.name)
+            used.update(node.inputs)
+        for node in self.nodes[:-1]:
+            if node.name not in used:
+                raise node._fail("nothing uses its output; remove it")
+        tiled = self.tiled_nodes()
+        if tiled and self.generator is None:
+            raise tiled[0]._fail("its kernel is generated but the graph has no generator; add one or store it")
+        if self.generator is not None and not tiled:
+            raise ConfigError(f"graph {self.name!r}: no node uses the generator; leave it out")
+        self.shapes()
+
+    # -- what follows from the definition ---------------------------------------------------------------------------
+
+    def node(self, name: str) -> Node:
+        """The node called ``name``; ConfigError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise ConfigError(f"graph {self.name!r}: no node is called {name!r}; choose one of its nodes")
+
+    def tiled_nodes(self) -> tuple[Node, ...]:
+        """The nodes whose kernels are generated, in running order."""
+        return tuple(node for node in self.nodes if node.head == "tiled")
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Output shape (T, C) of "input" and of every node; ConfigError where inputs do not fit."""
+        shapes: dict[str, tuple[int, int]] = {INPUT: self.input_shape}
+        for node in self.nodes:
+            steps, channels = shapes[node.inputs[0]]
+            if node.op == "add" and shapes[node.inputs[1]] != (steps, channels):
+                raise node._fail(
+                    f"inputs have shapes {(steps, channels)} and {shapes[node.inputs[1]]}; make them equal"
+                )
+            if node.op in ("depthwise", "add", "avgpool") and node.cout != channels:
+                raise node._fail(f"cout is {node.cout} but it keeps its {channels} input channels; set cout to that")
+            if node.op == "fc":
+                if steps != 1:
+                    raise node._fail(f"needs one step but gets {steps}; put an 'avgpool' before it")
+                if node.cout != self.classes:
+                    raise node._fail(f"cout is {node.cout} but the graph has {self.classes} classes; make them equal")
+            if node.op == "avgpool":
+                steps = 1
+            elif node.op in _KERNEL_OPS:
+                steps, _ = same_padding(steps, node.kernel, node.stride)
+            shapes[node.name] = (steps, node.cout)
+        return shapes
+
+    def kernel_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Logical kernel shape of every node that has one, generated or stored."""
+        shapes = self.shapes()
+        return {n.name: n.weight_shape(shapes[n.inputs[0]][1]) for n in self.nodes if n.op in _WEIGHT_OPS}
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of all parameters, running statistics included, in a fixed order (see the module's table)."""
+        found: dict[str, tuple[int, ...]] = {}
+        kernels = self.kernel_shapes()
+        for node in self.nodes:
+            if node.head == "tiled":
+                found[f"{node.name}.codes"] = (self.generator.tiles(prod(kernels[node.name])), self.generator.dz)
+            elif node.name in kernels:
+                found[f"{node.name}.weight"] = kernels[node.name]
+            if node.op == "fc":
+                found[f"{node.name}.bias"] = (node.cout,)
+            if node.norm:
+                for part in ("gamma", "beta", *RUNNING):
+                    found[f"{node.name}.{part}"] = (node.cout,)
+        if self.generator is not None:
+            found.update(self.generator.shapes())
+        return found
+
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of the parameters an optimiser changes: all but the running statistics."""
+        return tuple(name for name in self.parameter_shapes() if not is_running(name))
+
+    def parameter_count(self) -> int:
+        """Number of trained values (not bytes: images and their bill are another module's business)."""
+        shapes = self.parameter_shapes()
+        return sum(prod(shapes[name]) for name in self.trained_names())
+
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates per window of every node with a kernel; padding counts as if it were data."""
+        shapes = self.shapes()
+        return {
+            name: shapes[name][0] * prod(kernel)  # each output step of any of these ops uses every weight once
+            for name, kernel in self.kernel_shapes().items()
+        }
+
+    def generator_macs(self) -> int:
+        """Multiply-accumulates that make all generated kernels once, at boot."""
+        if self.generator is None:
+            return 0
+        kernels = self.kernel_shapes()
+        tiles = sum(self.generator.tiles(prod(kernels[node.name])) for node in self.tiled_nodes())
+        return tiles * sum(prod(shape) for name, shape in self.generator.shapes().items() if name.endswith("weight"))
+
+    # -- JSON ---------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers, ready for JSON; `from_dict` reads them back."""
+        plain = asdict(self)
+        plain["input_shape"] = list(self.input_shape)
+        plain["nodes"] = [{**asdict(node), "inputs": list(node.inputs)} for node in self.nodes]
+        if self.generator is not None:
+            plain["generator"]["hidden"] = list(self.generator.hidden)
+        return plain
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> Graph:
+        """The graph that `to_dict` wrote; ConfigError for missing or unknown entries."""
+        top = _entries(Graph, plain, "graph")
+        generator = top.get("generator")
+        try:
+            nodes = tuple(Node(**_entries(Node, node, "node")) for node in top["nodes"])
+            if generator is not None:
+                generator = GeneratorSpec(**_entries(GeneratorSpec, generator, "generator"))
+            return Graph(**{**top, "nodes": nodes, "generator": generator})
+        except TypeError as error:  # a number where a list belongs, or the like
+            raise ConfigError(f"graph description is malformed ({error}); give the dict that to_dict wrote") from error
+
+
+def _entries(kind: type, plain: object, what: str) -> dict[str, Any]:
+    """``plain`` as keyword arguments of the dataclass ``kind``; ConfigError if they cannot be."""
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f"{what} description is {type(plain).__name__}; give the dict that to_dict wrote")
+    names = {f.name for f in fields(kind)}
+    unknown = sorted(set(plain) - names)
+    if unknown:
+        raise ConfigError(f"{what} description has the unknown entry {unknown[0]!r}; remove it")
+    required = {Graph: ("name", "input_shape", "classes", "nodes"), Node: ("name", "op", "inputs", "cout")}
+    for name in required.get(kind, ()):
+        if name not in plain:
+            raise ConfigError(f"{what} description lacks the entry {name!r}; add it")
+    return dict(plain)
+
+
+def is_running(name: str) -> bool:
+    """Whether the parameter ``name`` is a running statistic rather than a trained value."""
+    return name.rpartition(".")[2] in RUNNING

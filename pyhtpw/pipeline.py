@@ -1,0 +1,350 @@
+"""The path from data to report, one function per stage: what the command line and `make demo` run.
+
+    dataset -> train_stage -> quantise_stage -> pack -> (open in C) -> verify_stage -> evaluate -> report
+
+Every figure in a report is computed here from what ran; what could not run is listed in `not_run` with its reason.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyhtpw import _native
+from pyhtpw.data import Dataset
+from pyhtpw.errors import ConfigError, MissingToolError, QuantiseError
+from pyhtpw.evaluate import evaluate_binary, median_filter, probabilities, tune_threshold
+from pyhtpw.image import bill, write
+from pyhtpw.image.integer import IntegerModel
+from pyhtpw.image.writer import save
+from pyhtpw.model import Image
+from pyhtpw.nets import Graph, build
+from pyhtpw.quant import quantise
+from pyhtpw.quant.quantise import with_threshold
+from pyhtpw.recipes import Recipe
+from pyhtpw.train import TrainConfig, TrainResult, train
+from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, Pair, compare
+
+CALIBRATION_WINDOWS = 512
+THREADS = 2
+MODEL, REPORT, HTML, INTEGER = "model.htpw", "report.json", "report.html", "model.npz"
+RUN = "run"  # folder of checkpoints and curves inside an output folder
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An integer model with its threshold in INFO, its image, and its validation probabilities and score."""
+
+    model: IntegerModel
+    image: Image
+    p_val: np.ndarray
+    macro_f1: float
+    threshold: float
+
+
+def prepare_folder(path: str | os.PathLike) -> Path:
+    """Makes an output folder and proves that it can be written, before any work is done. Raises ConfigError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".htpw-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write there ({error.strerror}): choose another folder with --out") from error
+    return path
+
+
+def network(recipe: Recipe, data: Dataset) -> Graph:
+    """The recipe's network for the windows and classes of a data set."""
+    _, t, c = data.train.x.shape
+    return build(recipe.net, t=t, channels_in=c, classes=len(data.classes), **recipe.net_options)
+
+
+def train_stage(
+    recipe: Recipe,
+    data: Dataset,
+    run_dir: Path,
+    *,
+    seed: int,
+    steps: int | None = None,
+    resume: bool = False,
+    progress: Callable[[dict], None] | None = None,
+) -> tuple[Graph, TrainConfig, TrainResult]:
+    """Trains (or resumes) the recipe's network; the run folder holds checkpoints and curves."""
+    options = {**recipe.train, "seed": seed}
+    if steps is not None:
+        options["steps"] = steps
+        options["warmup"] = min(options.get("warmup", 100), steps)
+        options["eval_every"] = min(options["eval_every"], steps)
+    config = TrainConfig(**options)
+    graph = network(recipe, data)
+    return graph, config, train(graph, data.train, data.val, config, run_dir, resume=resume, progress=progress)
+
+
+def infer(image: Image, x: np.ndarray, threads: int = THREADS, chunk: int = 4096) -> np.ndarray:
+    """Integer logits (N, classes) of the C library for real windows x (N, T, C), which may be a memory map."""
+    parts = [image.run_batch(image.quantise(x[i : i + chunk]), threads) for i in range(0, len(x), chunk)]
+    return np.concatenate(parts)
+
+
+def positive_probability(image: Image, x: np.ndarray) -> np.ndarray:
+    """Probability (N,) of the last class, from the integer logits."""
+    return probabilities(infer(image, x), image.parsed.info.logit_scale)[:, -1]
+
+
+def calibration_windows(data: Dataset, seed: int, n: int = CALIBRATION_WINDOWS) -> np.ndarray:
+    """Seeded sample of training windows, float32 (n, T, C)."""
+    rng = np.random.default_rng([seed, 0x43414C])
+    rows = np.sort(rng.choice(len(data.train.x), min(n, len(data.train.x)), replace=False))
+    return np.asarray(data.train.x[rows], np.float32)
+
+
+def quantise_stage(graph: Graph, params: dict, data: Dataset, *, seed: int, median: int = 1) -> Quantised:
+    """Quantises with training windows and tunes t* on validation with the integer logits of the C library."""
+    if graph.classes != 2:
+        raise QuantiseError(f"the threshold t* is for two classes, {graph.name} has {graph.classes}")
+    model = quantise(
+        graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs
+    )
+    p_val = positive_probability(Image(write(model)), data.val.x)
+    filtered = median_filter(p_val, data.val.group, data.val.position, median)
+    threshold, macro_f1 = tune_threshold(filtered, data.val.y, data.val.score_mask)
+    model = with_threshold(model, threshold)
+    return Quantised(model, Image(write(model)), p_val, macro_f1, threshold)
+
+
+def spread_windows(image: Image, x: np.ndarray, n: int) -> np.ndarray:
+    """n int8 windows spread evenly over x (all of it if it has fewer)."""
+    rows = np.unique(np.linspace(0, len(x) - 1, min(n, len(x))).astype(int))
+    return image.quantise(np.asarray(x[rows], np.float32))
+
+
+@dataclass
+class Verification:
+    """Outcome of the comparison of tellings; `cortex_m4` is None if the emulator did not run, and `not_run` says why."""
+
+    pairs: list[Pair]
+    cortex_m4: dict[str, Any] | None
+    not_run: list[str]
+
+    @property
+    def differ(self) -> int:
+        """Differing bytes over all pairs."""
+        return sum(p.differ for p in self.pairs)
+
+    @property
+    def compared(self) -> int:
+        """Compared bytes over all pairs."""
+        return sum(p.compared for p in self.pairs)
+
+
+def verify_stage(
+    image: Image,
+    windows: np.ndarray,
+    *,
+    x86: int = X86_WINDOWS,
+    target: int = TARGET_WINDOWS,
+    compiler: str = "auto",
+) -> Verification:
+    """Compares numpy, C on this machine and C on an emulated Cortex-M4, and counts the latter's instructions."""
+    tellings = [Numpy(image, x86), Native(image, x86, THREADS)]
+    from pyhtpw.target.emulator import Emulator
+
+    try:
+        with Emulator("cortex-m4", compiler=compiler) as emulator:
+            model = emulator.open(image.data, image.name)
+            pairs = compare(image, windows, [*tellings, Emulated(model, windows=target)])
+            return Verification(pairs, _cortex(emulator, model), [])
+    except MissingToolError as error:  # a fault or a failed build is no excuse, and is raised
+        return Verification(compare(image, windows, tellings), None, [f"Cortex-M4 emulation: {error}"])
+
+
+def _cortex(emulator, model) -> dict[str, Any]:
+    elf = emulator.elf
+    return {
+        "open_instructions": model.open_instructions,
+        "synthesis_instructions": model.synthesis_instructions,
+        "inference_instructions": model.inference_instructions,
+        "stack_bytes": model.stack_bytes,
+        "text_bytes": elf.library_text,
+        "compiler": elf.compiler.version,
+        "flags": " ".join([*elf.compiler.target(elf.cpu), elf.opt]),
+        "how": "instructions executed under the unicorn emulator, portable C, one window; failed IT instructions not counted",
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were made on."""
+    import numba
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "library": _native.version(),
+    }
+
+
+def _splits(data: Dataset) -> dict[str, Any]:
+    return {
+        name: {
+            "windows": len(split.y),
+            "positives": int(split.y[split.score_mask].sum()),
+            "groups": len(np.unique(split.group)),
+        }
+        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+    }
+
+
+def _test_notes(data: Dataset) -> list[str]:
+    """What a reader must know to read the test figures: a record that dominates the positives, warnings of the loader."""
+    split = data.test
+    notes = list(data.description.get("warnings", []))
+    positive = split.group[(split.y == 1) & split.score_mask]
+    groups, counts = np.unique(positive, return_counts=True)
+    if len(groups) and counts.max() > 0.5 * counts.sum():
+        top = groups[counts.argmax()]
+        notes.append(f"{counts.max()} of the {counts.sum()} positive test windows are of record {top}: CI not meaningful")
+    return notes
+
+
+def _network(graph: Graph) -> dict[str, Any]:
+    shapes, spec = graph.shapes(), graph.generator
+    return {
+        "name": graph.name,
+        "parameters": graph.parameter_count(),
+        "macs": sum(graph.macs().values()),
+        "input": list(graph.input_shape),
+        "nodes": [
+            {
+                "name": node.name,
+                "op": node.op,
+                "cout": node.cout,
+                "kernel": node.kernel,
+                "stride": node.stride,
+                "head": node.head,
+                "shape": list(shapes[node.name]),
+            }
+            for node in graph.nodes
+        ],
+        "generator": None
+        if spec is None
+        else {"dz": spec.dz, "hidden": list(spec.hidden), "tile": spec.tile, "code_bits": spec.code_bits},
+    }
+
+
+def demo(
+    data: Dataset,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int,
+    steps: int | None = None,
+    resume: bool = False,
+    compiler: str = "auto",
+    progress: Callable[[dict], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """The whole path; writes model.htpw, model.npz, report.json and report.html into `out` and returns the report."""
+    out = prepare_folder(out)
+    say("training")
+    graph, config, result = train_stage(
+        recipe, data, out / RUN, seed=seed, steps=steps, resume=resume, progress=progress
+    )
+    say("quantising, tuning t* on validation")
+    quantised = quantise_stage(graph, result.params, data, seed=seed, median=recipe.median)
+    image = quantised.image
+    say("comparing numpy, C and the emulated Cortex-M4")
+    windows = spread_windows(image, data.test.x, X86_WINDOWS)
+    verification = verify_stage(image, windows, compiler=compiler)
+    say("scoring the test split with the integer logits")
+    protocol = data.description["protocol"]
+    scores = evaluate_binary(
+        quantised.p_val,
+        data.val,
+        positive_probability(image, data.test.x),
+        data.test,
+        median=recipe.median,
+        protocol=protocol,
+    )
+    account = name_layers(bill(image.parsed), quantised.model)
+    report = {
+        "command": " ".join(["pyhtpw", *sys.argv[1:]]),
+        "version": _native.version(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "data": data.name,
+        "protocol": protocol,
+        "synthetic": data.synthetic,
+        "seed": seed,
+        "classes": list(data.classes),
+        "splits": _splits(data),
+        "source_sha256": data.description.get("source_sha256"),
+        "network": _network(graph),
+        "training": {
+            "config": {k: getattr(config, k) for k in config.__dataclass_fields__},
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
+            "best_step": result.best_step,
+            "val_macro_f1": result.val_macro_f1,
+            "checkpoint": "raw",
+            "curves": result.curves,
+        },
+        "image": MODEL,
+        **account,
+        "plan": vars(image.plan),
+        "bytes_compared": verification.compared,
+        "bytes_differ": verification.differ,
+        "pairs": [p.to_dict() for p in verification.pairs],
+        "validation": scores["val"],
+        "median_filter": recipe.median,
+        "test": scores["test"],
+        "test_notes": _test_notes(data),
+        "cortex_m4": verification.cortex_m4,
+        "not_run": verification.not_run,
+    }
+    save(image.data, out / MODEL)
+    write_report(report, out)
+    return report
+
+
+def name_layers(account: dict, model: IntegerModel) -> dict:
+    """The bill with the network's node names in place of the image's operator names (an image stores no names)."""
+    names = [op.name for op in model.ops]
+    known = {layer["name"]: name for layer, name in zip(account["layers"], names, strict=True)}
+    return {
+        **account,
+        "layers": [{**layer, "name": known[layer["name"]]} for layer in account["layers"]],
+        "generated": {known[name]: row for name, row in account["generated"].items()},
+    }
+
+
+def write_report(report: dict, out: Path) -> None:
+    """report.json and report.html in `out`, each whole or not at all."""
+    from pyhtpw.report import write_html
+
+    save((json.dumps(report, indent=1) + "\n").encode(), out / REPORT)
+    write_html(report, out / HTML)
+
+
+def repack(path: Path, model: IntegerModel) -> Image:
+    """Writes an integer model as an image, after the C library has opened it."""
+    image = Image(write(model), str(path))
+    save(image.data, path)
+    return image

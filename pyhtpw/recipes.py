@@ -1,0 +1,41 @@
+"""What `demo` and `train` do with each data set when no option says otherwise.
+
+Chosen on validation data (docs/decisions.md); a recipe is plain data, so a run folder can record it whole.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyhtpw.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Network options of `pyhtpw.nets.build`, fields of `pyhtpw.train.TrainConfig`, and the evaluation filter's width."""
+
+    net: str = "hypertinypw"
+    net_options: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    median: int = 1  # windows; 1 is no filter
+
+
+RECIPES = {
+    ("synthetic-ecg", "synthetic"): Recipe(
+        train={"steps": 2000, "eval_every": 250, "augment": {"amplitude": 0.2}},
+    ),
+    ("mitdb", "paper"): Recipe(
+        train={"steps": 4000, "eval_every": 500, "augment": {"amplitude": 0.2}},
+    ),
+    ("mitdb", "aami"): Recipe(
+        train={"steps": 4000, "eval_every": 500, "balance": 0.3, "augment": {"amplitude": 0.2}},
+    ),
+}
+
+
+def recipe(data: str, protocol: str) -> Recipe:
+    """The recipe of a data set and protocol; raises ConfigError if there is none."""
+    try:
+        return RECIPES[data, protocol]
+    except KeyError:
+        known = ", ".join(f"{name} ({way})" for name, way in RECIPES)
+        raise ConfigError(f"no recipe for {data} ({protocol}): there are recipes for {known}") from None

@@ -1,0 +1,152 @@
+"""`TargetModel`: an image, run by the library as it was compiled for Cortex-M."""
+
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyhtpw._native import check
+from pyhtpw.errors import ConfigError, ImageError
+from pyhtpw.model import SCHEDULES, Kernel, Plan
+
+if TYPE_CHECKING:
+    from pyhtpw.target.emulator import Emulator
+
+
+class TargetModel:
+    """An image in the flash of an emulated core, bound to memory of its own.
+
+    The image, which the core can read but not write, and all memory that a caller of the library owns are separate
+    guarded buffers. Sizes of structs are asked of the program, since they differ from the host's.
+
+    Attributes
+    ----------
+    plan : Plan
+        Memory needs as the core reports them.
+    open_instructions : int or None
+        Executed instructions of htpw_model_open, None if not counted.
+    synthesis_instructions : int or None
+        Those of htpw_bind: all kernels with the schedule "boot", none with "lazy".
+    inference_instructions : int or None
+        Those of one htpw_run that synthesises nothing: the first such `run`, or the last `count_inference`.
+    stack_bytes : int
+        Most stack that any call of the library took so far.
+    image_address, arena_address, cache_address : int
+        Where the buffers lie (cache: 0 if nothing is generated), for tests that look or interfere.
+
+    Raises
+    ------
+    ImageError
+        Of the subclass that belongs to the library's error code.
+    """
+
+    def __init__(self, emulator: "Emulator", image: bytes, name: str, schedule: str, *, count: bool = True) -> None:
+        if schedule not in SCHEDULES:
+            raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
+        self.emulator, self.name, self.schedule = emulator, name, schedule
+        self.stack_bytes = 0
+        self.inference_instructions: int | None = None
+        self._count = count
+        self._warm = schedule == "boot"
+        self._buffers: list[int] = []
+        try:
+            self._open(bytes(image))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, image: bytes) -> None:
+        emulator = self.emulator
+        # a C caller of an empty image has an address too, so it gets one byte that it doesn't own up to
+        self.image_address = self._alloc("image", max(len(image), 1), read_only=True)
+        emulator.write(self.image_address, image)
+        self._model = self._alloc("model", emulator.call("htpw_sizeof_model"), 8)
+        self._context = self._alloc("context", emulator.call("htpw_sizeof_context"), 8)
+        self._words = self._alloc("plan", 16, 4)  # struct htpw_plan: 4 u32, struct htpw_kernel_info: 3
+        self._call("htpw_model_open", self._model, self.image_address, len(image), count=self._count)
+        self.open_instructions = emulator.instructions
+        self._call("htpw_plan_memory", self._model, self._words)
+        self.plan = Plan(*struct.unpack("<4I", emulator.read(self._words, 16)))
+        self.arena_address = self._alloc("arena", max(self.plan.arena, 1), 4)
+        self.cache_address = self._alloc("cache", self.plan.cache, 4) if self.plan.cache else 0
+        self._input = self._alloc("input", self.plan.input, 1)
+        self._output = self._alloc("logits", self.plan.output, 1)
+        arena, cache = (self.arena_address, self.plan.arena), (self.cache_address, self.plan.cache)
+        self._call("htpw_bind", self._context, self._model, *arena, *cache, SCHEDULES[self.schedule], count=self._count)
+        self.synthesis_instructions = emulator.instructions
+
+    def close(self) -> None:
+        """Gives the emulated memory back. The emulator stays."""
+        while self._buffers:
+            self.emulator.free(self._buffers.pop())
+
+    def __enter__(self) -> "TargetModel":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _alloc(self, what: str, size: int, align: int = 16, read_only: bool = False) -> int:
+        address = self.emulator.alloc(size, align, name=f"{what} of {self.name}", read_only=read_only)
+        self._buffers.append(address)
+        return address
+
+    def _call(self, symbol: str, *args: int, count: bool = False) -> int:
+        """Calls, raises the exception of an error code, and keeps account of the stack."""
+        code = self.emulator.call(symbol, *args, count=count)
+        self.stack_bytes = max(self.stack_bytes, self.emulator.stack_bytes)
+        return check(code, self.name)
+
+    @property
+    def generated(self) -> list[Kernel]:
+        """The generated kernels, in operator order, as the core reports them."""
+        found: list[Kernel] = []
+        while True:
+            try:
+                self._call("htpw_kernel_info", self._model, len(found), self._words)
+            except ImageError:  # the number past the last is refused, and nothing else can be
+                return found
+            found.append(Kernel(*struct.unpack("<3I", self.emulator.read(self._words, 12))))
+
+    def kernels(self) -> dict[int, np.ndarray]:
+        """Operator index -> int8 bytes (row-major) of the generated kernels, as they lie in the emulated cache.
+
+        With the schedule "lazy" they are zero until the first `run`.
+        """
+        read = self.emulator.read
+        return {k.op: np.frombuffer(read(self.cache_address + k.cache_offset, k.bytes), np.int8) for k in self.generated}
+
+    def run(self, window: np.ndarray) -> np.ndarray:
+        """Logits (classes,) int8 of one int8 window of shape (H, W, C) or any shape of as many elements.
+
+        The first run that synthesises nothing is counted.
+        """
+        return self._run(window, self._count and self._warm and self.inference_instructions is None)
+
+    def run_batch(self, windows: np.ndarray) -> np.ndarray:
+        """Logits (N, classes) int8 of int8 windows (N, ...)."""
+        out = np.empty((len(windows), self.plan.output), np.int8)
+        for i, window in enumerate(windows):
+            out[i] = self.run(window)
+        return out
+
+    def count_inference(self, window: np.ndarray) -> int:
+        """Executed instructions of one inference of this window, every kernel being in the cache."""
+        if not self._warm:
+            self._run(window, False)
+        self._run(window, True)
+        return self.inference_instructions
+
+    def _run(self, window: np.ndarray, count: bool) -> np.ndarray:
+        window = np.ascontiguousarray(window)
+        if window.dtype != np.int8:
+            raise ImageError(f"{self.name}: windows must be int8, not {window.dtype}: use Image.quantise first")
+        if window.size != self.plan.input:
+            raise ImageError(f"{self.name}: a window has {window.size} samples, the network takes {self.plan.input}")
+        self.emulator.write(self._input, window.tobytes())
+        buffers = (self._input, self.plan.input, self._output, self.plan.output)
+        self._call("htpw_run", self._context, *buffers, count=count)
+        self._warm = True
+        if count:
+            self.inference_instructions = self.emulator.instructions
+        return np.frombuffer(self.emulator.read(self._output, self.plan.output), np.int8)

@@ -1,0 +1,324 @@
+"""Numba kernels of the trainer: convolution, depthwise convolution, batch normalisation.
+
+Letters used throughout: N windows, T input steps, O output steps, C channels, I input channels, K taps,
+R = N*O rows.  Arrays are C-contiguous and of one floating type, float32 in training and float64 in gradient checks.
+Nothing here allocates large arrays: the caller owns outputs and scratch.
+
+**Results do not depend on the number of threads.**  Every kernel cuts the N windows into at most ``CHUNKS`` runs
+(`chunk_count`), the cut depends on N only, each run is worked by one thread, and sums over the batch are first taken
+per run and then over the runs in their order.  Matrix products inside a run go to BLAS, which must be limited to one
+thread (`single_blas`) for the same reason.
+
+The parallel functions are few and only loop over runs, the work is in plain helpers: Numba's parallel pass is the
+costly part of a cold start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.linalg  # noqa: F401  loads the BLAS that Numba calls, so that `single_blas` finds it
+from numba import njit, prange
+from threadpoolctl import ThreadpoolController
+
+CHUNKS = 8
+"""Most runs a batch is cut into; also the most threads that can share one kernel."""
+
+# OpenMP threads that wait spin by default.  On a core that something else wants too, spinning holds up the very thread
+# that is waited for: a step then takes ten times as long or more.  Read when the first kernel starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The one place for compiler flags.  "contract" only lets a*b+c become one FMA instruction: it orders no sum anew, so
+# the same machine code gives the same bytes.  All automatic parallelism is off: only the loops marked prange count.
+_FLAGS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_ONLY_PRANGE = {
+    "comprehension": False, "prange": True, "numpy": False, "reduction": False,
+    "inplace_binop": False, "setitem": False, "stencil": False, "fusion": False,
+}  # fmt: skip
+_serial = njit(**_FLAGS)
+_parallel = njit(parallel=_ONLY_PRANGE, **_FLAGS)
+
+_blas: ThreadpoolController | None = None
+
+
+@contextlib.contextmanager
+def single_blas() -> Iterator[None]:
+    """Limit BLAS to one thread inside the block, so that no sum depends on the number of cores."""
+    global _blas
+    if _blas is None:  # looking at the loaded libraries takes milliseconds, setting the limit microseconds
+        _blas = ThreadpoolController()
+    with _blas.limit(limits=1, user_api="blas"):
+        yield
+
+
+def chunk_count(windows: int) -> int:
+    """Number of runs that a batch of ``windows`` is cut into; run c holds windows c*N//runs up to (c+1)*N//runs."""
+    return min(int(windows), CHUNKS)
+
+
+# -- convolution (also pointwise) as a matrix product --------------------------------------------------------------
+
+
+@_serial
+def _gather(x, cols, stride, left, taps):
+    """Copy the taps of each output step of windows x (n,T,I) side by side into cols (n,O,K*I); outside is 0."""
+    windows, steps, channels = x.shape
+    for n in range(windows):
+        for o in range(cols.shape[1]):
+            for k in range(taps):
+                t = o * stride + k - left
+                at = k * channels
+                if 0 <= t < steps:
+                    for i in range(channels):
+                        cols[n, o, at + i] = x[n, t, i]
+                else:
+                    for i in range(channels):
+                        cols[n, o, at + i] = 0.0
+
+
+@_serial
+def _scatter_add(dcols, dx, stride, left, taps):
+    """Transpose of `_gather`: dx (n,T,I) = sum of the entries of dcols (n,O,K*I) that were copied from it."""
+    windows, steps, channels = dx.shape
+    dx[:] = 0.0
+    for n in range(windows):
+        for o in range(dcols.shape[1]):
+            for k in range(taps):
+                t = o * stride + k - left
+                if 0 <= t < steps:
+                    at = k * channels
+                    for i in range(channels):
+                        dx[n, t, i] += dcols[n, o, at + i]
+
+
+@_parallel
+def conv_forward(x, w, y, cols, stride, left, taps):
+    """y (N,O,C) = taps of x (N,T,I) times w (C,K*I); fills cols (N,O,K*I) for the backward pass.
+
+    With one tap and stride 1 the taps are x itself and cols is not read or written.
+    """
+    windows, outs, channels = y.shape
+    runs = min(windows, CHUNKS)
+    plain = taps == 1 and stride == 1
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        rows = (hi - lo) * outs
+        if plain:
+            source = x[lo:hi]
+        else:
+            source = cols[lo:hi]
+            _gather(x[lo:hi], source, stride, left, taps)
+        np.dot(source.reshape(rows, w.shape[1]), w.T, y[lo:hi].reshape(rows, channels))
+
+
+@_parallel
+def conv_backward(cols, w, dy, dx, dcols, dw_runs, stride, left, taps, need_dx):
+    """Gradients of `conv_forward` from dy (N,O,C).
+
+    cols (N,O,K*I) is what the forward pass multiplied (x itself when plain).  dw_runs (runs,C,K*I) receives one
+    partial sum per run.  With ``need_dx`` dx (N,T,I) is written; dcols (N,O,K*I) is scratch, unused when plain.
+    """
+    windows, outs, channels = dy.shape
+    runs = min(windows, CHUNKS)
+    width = w.shape[1]
+    plain = taps == 1 and stride == 1
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        rows = (hi - lo) * outs
+        d = dy[lo:hi].reshape(rows, channels)
+        np.dot(d.T, cols[lo:hi].reshape(rows, width), dw_runs[c])
+        if need_dx:
+            if plain:
+                np.dot(d, w, dx[lo:hi].reshape(rows, width))
+            else:
+                np.dot(d, w, dcols[lo:hi].reshape(rows, width))
+                _scatter_add(dcols[lo:hi], dx[lo:hi], stride, left, taps)
+
+
+# -- depthwise convolution -----------------------------------------------------------------------------------------
+
+
+@_serial
+def _depthwise_run(x, w, y, stride, left):
+    """y (n,O,C) = depthwise convolution of x (n,T,C) with w (K,C)."""
+    windows, steps, channels = x.shape
+    taps = w.shape[0]
+    for n in range(windows):
+        for o in range(y.shape[1]):
+            start = o * stride - left
+            for c in range(channels):
+                y[n, o, c] = 0.0
+            for k in range(max(0, -start), min(taps, steps - start)):
+                t = start + k
+                for c in range(channels):
+                    y[n, o, c] += x[n, t, c] * w[k, c]
+
+
+@_serial
+def _depthwise_backward_run(x, w, dy, dx, dw, stride, left):
+    """dx (n,T,C) and dw (K,C) of `_depthwise_run` from dy (n,O,C)."""
+    windows, steps, channels = x.shape
+    taps = w.shape[0]
+    dx[:] = 0.0
+    dw[:] = 0.0
+    for n in range(windows):
+        for o in range(dy.shape[1]):
+            start = o * stride - left
+            for k in range(max(0, -start), min(taps, steps - start)):
+                t = start + k
+                for c in range(channels):
+                    dw[k, c] += x[n, t, c] * dy[n, o, c]
+                for c in range(channels):
+                    dx[n, t, c] += w[k, c] * dy[n, o, c]
+
+
+@_parallel
+def depthwise_forward(x, w, y, stride, left):
+    """y (N,O,C) = each channel of x (N,T,C) convolved with its own K taps of w (K,C)."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _depthwise_run(x[lo:hi], w, y[lo:hi], stride, left)
+
+
+@_parallel
+def depthwise_backward(x, w, dy, dx, dw_runs, stride, left):
+    """dx (N,T,C) and one partial dw (K,C) per run in dw_runs (runs,K,C), from dy (N,O,C)."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _depthwise_backward_run(x[lo:hi], w, dy[lo:hi], dx[lo:hi], dw_runs[c], stride, left)
+
+
+# -- batch normalisation, with the ReLU that may follow it ---------------------------------------------------------
+
+
+@_serial
+def _moments_run(y, moments):
+    """moments (2,C) = mean and sum of squared deviations of the rows of y (r,C)."""
+    rows, channels = y.shape
+    moments[:] = 0.0
+    for r in range(rows):
+        for c in range(channels):
+            moments[0, c] += y[r, c]
+    for c in range(channels):
+        moments[0, c] /= rows
+    # A second pass instead of E[y^2] - E[y]^2, which cancels in float32; the run is still in the cache.
+    for r in range(rows):
+        for c in range(channels):
+            d = y[r, c] - moments[0, c]
+            moments[1, c] += d * d
+
+
+@_serial
+def _affine_run(y, scale, shift, relu, out):
+    """out (r,C) = y*scale + shift, negative values replaced by 0 with ``relu``."""
+    rows, channels = y.shape
+    if relu:
+        for r in range(rows):
+            for c in range(channels):
+                v = y[r, c] * scale[c] + shift[c]
+                out[r, c] = v if v > 0.0 else 0.0
+    else:
+        for r in range(rows):
+            for c in range(channels):
+                out[r, c] = y[r, c] * scale[c] + shift[c]
+
+
+@_serial
+def _norm_sums_run(dout, out, y, mean, relu, dz, sums):
+    """dz (r,C) = dout behind the ReLU; sums (2,C) = over the rows, dz and dz*(y - mean)."""
+    rows, channels = y.shape
+    sums[:] = 0.0
+    for r in range(rows):
+        if relu:
+            for c in range(channels):
+                dz[r, c] = dout[r, c] if out[r, c] > 0.0 else 0.0
+        else:
+            for c in range(channels):
+                dz[r, c] = dout[r, c]
+        for c in range(channels):
+            sums[0, c] += dz[r, c]
+        for c in range(channels):
+            sums[1, c] += dz[r, c] * (y[r, c] - mean[c])
+
+
+@_serial
+def _norm_combine_run(dz, y, a, b, e):
+    """dz (r,C) becomes a*dz + b*y + e, the gradient before the normalisation."""
+    rows, channels = y.shape
+    for r in range(rows):
+        for c in range(channels):
+            dz[r, c] = a[c] * dz[r, c] + b[c] * y[r, c] + e[c]
+
+
+@_parallel
+def norm_moments(y, moments_runs):
+    """Per run, mean and sum of squared deviations of y (N,O,C) over its rows, into moments_runs (runs,2,C)."""
+    windows, outs, channels = y.shape
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _moments_run(y[lo:hi].reshape((hi - lo) * outs, channels), moments_runs[c])
+
+
+@_parallel
+def norm_forward(y, scale, shift, relu, out):
+    """out (N,O,C) = y*scale + shift per channel, then ReLU if ``relu``."""
+    windows, outs, channels = y.shape
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        rows = (hi - lo) * outs
+        _affine_run(y[lo:hi].reshape(rows, channels), scale, shift, relu, out[lo:hi].reshape(rows, channels))
+
+
+@_parallel
+def norm_backward_sums(dout, out, y, mean, relu, dz, sums_runs):
+    """First half of the backward pass: dz (N,O,C) and, per run, the two sums of `_norm_sums_run`."""
+    windows, outs, channels = y.shape
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        shape = ((hi - lo) * outs, channels)
+        _norm_sums_run(
+            dout[lo:hi].reshape(shape), out[lo:hi].reshape(shape), y[lo:hi].reshape(shape),
+            mean, relu, dz[lo:hi].reshape(shape), sums_runs[c],
+        )  # fmt: skip
+
+
+@_parallel
+def norm_backward_combine(dz, y, a, b, e):
+    """Second half: dz (N,O,C) becomes a*dz + b*y + e with per-channel a, b, e."""
+    windows, outs, channels = y.shape
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        rows = (hi - lo) * outs
+        _norm_combine_run(dz[lo:hi].reshape(rows, channels), y[lo:hi].reshape(rows, channels), a, b, e)
+
+
+def merge_moments(moments_runs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance (C,) over all rows from the moments (runs,2,C) of runs with ``rows`` (runs,) rows.
+
+    Chan, Golub and LeVeque's update for groups of unequal size, taken in double precision.
+    """
+    share = rows.astype(np.float64)[:, None] / rows.sum()
+    means = moments_runs[:, 0].astype(np.float64)
+    mean = (share * means).sum(axis=0)
+    variance = moments_runs[:, 1].sum(axis=0, dtype=np.float64) / rows.sum()
+    variance += (share * (means - mean) ** 2).sum(axis=0)
+    return mean, variance

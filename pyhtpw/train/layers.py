@@ -1,0 +1,327 @@
+"""Layers with explicit forward and backward passes, over windows laid out (N, T, C).
+
+Every layer follows one protocol, `Layer`.  Its parameters are looked up by the full names of
+`pyhtpw.nets.graph`; for a node whose kernel is generated the caller puts the expanded kernel under
+``{node}.weight``, so that a layer never knows where its kernel came from.  `Generator` is what expands them.
+
+Arrays that a layer returns belong to its workspace: they hold until the layer's next call with the same purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from pyhtpw.nets.graph import Graph, Node, same_padding
+from pyhtpw.train import kernels as K
+
+EPSILON = 1e-5
+"""Added to every variance under a square root; the quantiser folds with the same value."""
+
+MOMENTUM = 0.1
+"""Weight of the newest batch in the running statistics."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Workspace:
+    """Scratch arrays that are allocated once and reused by every step."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = np.dtype(dtype)
+        self._flat: dict[str, np.ndarray] = {}
+
+    def get(self, tag: str, *shape: int) -> np.ndarray:
+        """An array of ``shape`` with arbitrary content; the memory behind ``tag`` grows to the largest use."""
+        size = prod(shape)
+        flat = self._flat.get(tag)
+        if flat is None or flat.size < size:
+            flat = self._flat[tag] = np.empty(size, self.dtype)
+        return flat[:size].reshape(shape)
+
+
+class Layer:
+    """One step of a network.
+
+    ``forward`` keeps what ``backward`` needs.  ``backward`` adds nothing up: it writes the gradients of the layer's
+    parameters into ``grads`` and returns one gradient per input, None where ``need`` is False (then the only input is
+    the network's own, which nobody trains).
+    """
+
+    def __init__(self, node: Node, work: Workspace) -> None:
+        self.node = node
+        self.work = work
+
+    def _get(self, purpose: str, *shape: int) -> np.ndarray:
+        return self.work.get(f"{self.node.name}/{type(self).__name__}/{purpose}", *shape)
+
+    def forward(self, inputs: Sequence[np.ndarray], params: Arrays, training: bool) -> np.ndarray:
+        """The layer's output for ``inputs``; ``training`` chooses between batch and running statistics."""
+        raise NotImplementedError
+
+    def backward(
+        self, dy: np.ndarray, params: Arrays, grads: Arrays, need: bool
+    ) -> tuple[np.ndarray, ...] | tuple[None]:
+        """Gradients of the inputs of the last ``forward`` from ``dy``, the gradient of its output."""
+        raise NotImplementedError
+
+
+class Convolution(Layer):
+    """Convolution over time without bias, SAME padding with 0; a pointwise kernel is the case of one tap."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,I) -> (N,O,C)."""
+        (x,) = inputs
+        windows, steps, channels = x.shape
+        node = self.node
+        outs, self._left = same_padding(steps, node.kernel, node.stride)
+        y = self._get("y", windows, outs, node.cout)
+        self._x_shape = x.shape
+        self._plain = node.kernel == 1 and node.stride == 1
+        self._cols = x if self._plain else self._get("cols", windows, outs, node.kernel * channels)
+        weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
+        K.conv_forward(x, weight, y, self._cols, node.stride, self._left, node.kernel)
+        return y
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,O,C) -> dx (N,T,I); the kernel's gradient is summed over the runs in their order."""
+        node = self.node
+        weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
+        dw_runs = self._get("dw", K.chunk_count(dy.shape[0]), *weight.shape)
+        dx = self._get("dx", *self._x_shape) if need else self._get("none", 1, 1, 1)
+        dcols = self._get("dcols", *self._cols.shape) if need and not self._plain else self._get("none", 1, 1, 1)
+        K.conv_backward(self._cols, weight, dy, dx, dcols, dw_runs, node.stride, self._left, node.kernel, need)
+        np.sum(dw_runs, axis=0, out=grads[f"{node.name}.weight"].reshape(node.cout, -1))
+        return (dx if need else None,)
+
+
+class Depthwise(Layer):
+    """Each channel convolved with its own taps, without bias, SAME padding with 0."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,O,C)."""
+        (x,) = inputs
+        windows, steps, channels = x.shape
+        outs, self._left = same_padding(steps, self.node.kernel, self.node.stride)
+        y = self._get("y", windows, outs, channels)
+        self._x = x
+        K.depthwise_forward(x, params[f"{self.node.name}.weight"], y, self.node.stride, self._left)
+        return y
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,O,C) -> dx (N,T,C), which costs little beside dw and is always taken."""
+        weight = params[f"{self.node.name}.weight"]
+        dw_runs = self._get("dw", K.chunk_count(dy.shape[0]), *weight.shape)
+        dx = self._get("dx", *self._x.shape)
+        K.depthwise_backward(self._x, weight, dy, dx, dw_runs, self.node.stride, self._left)
+        np.sum(dw_runs, axis=0, out=grads[f"{self.node.name}.weight"])
+        return (dx if need else None,)
+
+
+class BatchNorm(Layer):
+    """Batch normalisation per channel over windows and steps, with the node's ReLU behind it if it has one."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,T,C); in training the running statistics in ``params`` move towards the batch's."""
+        (y,) = inputs
+        windows, steps, channels = y.shape
+        name = self.node.name
+        running_mean, running_var = params[f"{name}.mean"], params[f"{name}.var"]
+        if training:
+            runs = K.chunk_count(windows)
+            moments_runs = self._get("moments", runs, 2, channels)
+            K.norm_moments(y, moments_runs)
+            cuts = np.arange(runs + 1) * windows // runs
+            mean, variance = K.merge_moments(moments_runs, np.diff(cuts) * steps)
+            rows = windows * steps
+            running_mean += MOMENTUM * (mean - running_mean)
+            # The running variance is the unbiased one, as everywhere: it stands for unseen data.
+            running_var += MOMENTUM * (variance * (rows / max(rows - 1, 1)) - running_var)
+        else:
+            mean, variance = running_mean.astype(np.float64), running_var.astype(np.float64)
+        inverse = 1.0 / np.sqrt(variance + EPSILON)
+        scale = params[f"{name}.gamma"] * inverse
+        shift = params[f"{name}.beta"] - mean * scale
+        out = self._get("out", *y.shape)
+        K.norm_forward(y, scale.astype(y.dtype), shift.astype(y.dtype), self.node.relu, out)
+        self._y, self._out, self._mean, self._inverse = y, out, mean, inverse
+        return out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,T,C) -> dx (N,T,C), for a forward pass in training."""
+        y, name = self._y, self.node.name
+        windows, steps, channels = y.shape
+        rows = windows * steps
+        dz = self._get("dz", *y.shape)
+        sums_runs = self._get("sums", K.chunk_count(windows), 2, channels)
+        mean = self._mean.astype(y.dtype)
+        K.norm_backward_sums(dy, self._out, y, mean, self.node.relu, dz, sums_runs)
+        total, product = sums_runs.sum(axis=0, dtype=np.float64)
+        # The kernel summed with the rounded mean; what that shifts the product by is known exactly.
+        product -= total * (self._mean - mean)
+        grads[f"{name}.gamma"][:] = product * self._inverse
+        grads[f"{name}.beta"][:] = total
+        a = params[f"{name}.gamma"] * self._inverse
+        b = -a * self._inverse**2 * product / rows
+        e = -a * total / rows - b * self._mean
+        K.norm_backward_combine(dz, y, a.astype(y.dtype), b.astype(y.dtype), e.astype(y.dtype))
+        return (dz,)
+
+
+class Relu(Layer):
+    """Negative values replaced by 0, for nodes whose ReLU has no normalisation to ride on."""
+
+    def forward(self, inputs, params, training):
+        """Any shape -> the same."""
+        (x,) = inputs
+        self._out = np.maximum(x, 0, out=self._get("out", *x.shape))
+        return self._out
+
+    def backward(self, dy, params, grads, need):
+        """The gradient at 0 is 0."""
+        return (np.multiply(dy, self._out > 0, out=self._get("dx", *dy.shape)),)
+
+
+class Add(Layer):
+    """Sum of two equal shapes."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C), (N,T,C) -> (N,T,C)."""
+        first, second = inputs
+        return np.add(first, second, out=self._get("out", *first.shape))
+
+    def backward(self, dy, params, grads, need):
+        """Both inputs receive the same array; nobody writes into a gradient that came from elsewhere."""
+        return (dy, dy)
+
+
+class AveragePool(Layer):
+    """Mean over time."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,1,C)."""
+        (x,) = inputs
+        self._shape = x.shape
+        return np.mean(x, axis=1, keepdims=True, out=self._get("out", x.shape[0], 1, x.shape[2]))
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,1,C) -> dx (N,T,C)."""
+        dx = self._get("dx", *self._shape)
+        dx[:] = dy / self._shape[1]
+        return (dx,)
+
+
+class Linear(Layer):
+    """The classifier: a matrix and a bias."""
+
+    def forward(self, inputs, params, training):
+        """(N,1,I) -> (N,1,C)."""
+        (x,) = inputs
+        self._x = x
+        out = self._get("out", x.shape[0], 1, self.node.cout)
+        np.matmul(x[:, 0], params[f"{self.node.name}.weight"].T, out=out[:, 0])
+        out += params[f"{self.node.name}.bias"]
+        return out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,1,C) -> dx (N,1,I)."""
+        name = self.node.name
+        np.matmul(dy[:, 0].T, self._x[:, 0], out=grads[f"{name}.weight"])
+        np.sum(dy[:, 0], axis=0, out=grads[f"{name}.bias"])
+        dx = self._get("dx", *self._x.shape)
+        np.matmul(dy[:, 0], params[f"{name}.weight"], out=dx[:, 0])
+        return (dx,)
+
+
+_LAYERS: dict[str, type[Layer]] = {
+    "conv": Convolution,
+    "pointwise": Convolution,
+    "depthwise": Depthwise,
+    "add": Add,
+    "avgpool": AveragePool,
+    "fc": Linear,
+}
+
+
+def chain(node: Node, work: Workspace) -> tuple[Layer, ...]:
+    """The layers that make up ``node``: its op, then normalisation with ReLU, or ReLU alone."""
+    layers = [_LAYERS[node.op](node, work)]
+    if node.norm:
+        layers.append(BatchNorm(node, work))
+    elif node.relu:
+        layers.append(Relu(node, work))
+    return tuple(layers)
+
+
+# -- generated kernels -------------------------------------------------------------------------------------------------
+
+
+def code_scale(codes: Sequence[np.ndarray], bits: int) -> float:
+    """The one step between code values of a model: max|z| over all layers / (2^(bits-1) - 1); 1 if all are 0."""
+    largest = max(float(np.max(np.abs(z))) for z in codes)
+    return largest / (2 ** (bits - 1) - 1) if largest > 0 else 1.0
+
+
+class Generator:
+    """The shared micro-MLP that expands codes into pointwise kernels.
+
+    Per tile: h = relu(G z + b) for each hidden layer, then w = H h.  Tiles are laid end to end, cut to Cout*Cin and
+    read row by row as (Cout,Cin).  Codes pass through `code_scale`'s grid first; the backward pass takes that rounding
+    as the identity and the scale as a constant (straight-through estimator).
+    """
+
+    def __init__(self, graph: Graph, work: Workspace) -> None:
+        if graph.generator is None:
+            raise ValueError(f"graph {graph.name!r} has no generator; expand only graphs that have one")
+        self.spec = graph.generator
+        self.work = work
+        kernels = graph.kernel_shapes()
+        self.shapes = {node.name: kernels[node.name] for node in graph.tiled_nodes()}
+        self._rows: dict[str, slice] = {}
+        start = 0
+        for name, shape in self.shapes.items():
+            stop = start + self.spec.tiles(prod(shape))
+            self._rows[name] = slice(start, stop)
+            start = stop
+        self.tiles = start
+
+    def forward(self, params: Arrays, quantise: bool = True) -> dict[str, np.ndarray]:
+        """Expanded kernel (Cout,Cin) of every tiled node; ``quantise`` False leaves the codes unrounded."""
+        codes = np.concatenate([params[f"{name}.codes"] for name in self.shapes])
+        if quantise:
+            scale = codes.dtype.type(code_scale([codes], self.spec.code_bits))
+            codes = np.rint(codes / scale) * scale
+        self._inputs = [codes]
+        for i in range(len(self.spec.hidden)):
+            pre = self._inputs[-1] @ params[f"generator.{i}.weight"].T + params[f"generator.{i}.bias"]
+            self._inputs.append(np.maximum(pre, 0))
+        tiles = np.matmul(
+            self._inputs[-1], params["head.weight"].T, out=self.work.get("generator/w", self.tiles, self.spec.tile)
+        )
+        return {
+            name: tiles[self._rows[name]].reshape(-1)[: prod(shape)].reshape(shape)
+            for name, shape in self.shapes.items()
+        }
+
+    def kernel_grads(self) -> dict[str, np.ndarray]:
+        """Arrays (Cout,Cin) for dL/dkernel, which ``backward`` reads once they are filled."""
+        self._dtiles = self.work.get("generator/dw", self.tiles, self.spec.tile)
+        self._dtiles[:] = 0  # the rest of a last tile that is cut off has no gradient
+        return {
+            name: self._dtiles[self._rows[name]].reshape(-1)[: prod(shape)].reshape(shape)
+            for name, shape in self.shapes.items()
+        }
+
+    def backward(self, params: Arrays, grads: Arrays) -> None:
+        """Write the gradients of codes, hidden layers and head from the filled ``kernel_grads``."""
+        np.matmul(self._dtiles.T, self._inputs[-1], out=grads["head.weight"])
+        d = self._dtiles @ params["head.weight"]
+        for i in reversed(range(len(self.spec.hidden))):
+            d = d * (self._inputs[i + 1] > 0)
+            np.matmul(d.T, self._inputs[i], out=grads[f"generator.{i}.weight"])
+            np.sum(d, axis=0, out=grads[f"generator.{i}.bias"])
+            d = d @ params[f"generator.{i}.weight"]
+        for name, rows in self._rows.items():
+            grads[f"{name}.codes"][:] = d[rows]

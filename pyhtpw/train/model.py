@@ -1,0 +1,219 @@
+"""A network with its parameters: forward, backward, inference and calibration."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from pyhtpw.errors import ConfigError, DataError, TrainError
+from pyhtpw.nets.graph import INPUT, Graph, is_running
+from pyhtpw.train.kernels import single_blas
+from pyhtpw.train.layers import Generator, Workspace, chain
+
+MIN_GAMMA = 1e-3
+"""Least batch-norm gain: integer kernels cannot absorb a sign, so a gain must never reach 0 or cross it."""
+
+
+def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    """Fresh parameters in float64.
+
+    Each array is drawn from its own generator, seeded by ``seed`` and its name, so that adding a node to a graph
+    leaves the others' start as it was.  Stored kernels are He-normal.  Codes are standard normal, hence diverse, and
+    the head is then scaled so that the kernels it makes have the He variance of their mean fan-in.
+    """
+    params: dict[str, np.ndarray] = {}
+    for name, shape in graph.parameter_shapes().items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        owner, _, part = name.rpartition(".")
+        if part in ("gamma", "var"):
+            params[name] = np.ones(shape)
+        elif part in ("beta", "mean", "bias"):
+            params[name] = np.zeros(shape)
+        elif part == "codes":
+            params[name] = rng.standard_normal(shape)
+        else:
+            shared = owner == "head" or owner.startswith("generator.")
+            depthwise = not shared and graph.node(owner).op == "depthwise"
+            fan_in = shape[0] if depthwise else prod(shape[1:])
+            gain = 1.0 if not shared and graph.node(owner).op == "fc" else 2.0
+            params[name] = rng.standard_normal(shape) * np.sqrt(gain / fan_in)
+    if graph.generator is not None:
+        made = Generator(graph, Workspace(np.float64)).forward(params)
+        fan_in = np.mean([kernel.shape[1] for kernel in made.values()])
+        spread = np.sqrt(np.mean(np.concatenate([kernel.ravel() for kernel in made.values()]) ** 2))
+        params["head.weight"] *= np.sqrt(2.0 / fan_in) / spread
+    return params
+
+
+class Model:
+    """A graph with parameters.
+
+    ``params`` and ``grads`` map names to views of flat vectors: ``trained`` (what an optimiser changes), ``running``
+    (running statistics) and ``gradient`` (laid out as ``trained``).  Write into the views, do not rebind them.
+    ``quantise_codes`` False switches the rounding of codes off (gradient checks; codes with unlimited bits).
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        params: Mapping[str, np.ndarray] | None = None,
+        seed: int = 0,
+        dtype: type = np.float32,
+    ) -> None:
+        """``params`` are copied; without them the model starts from `initial_params` (graph, ``seed``).
+
+        Raises ConfigError if ``params`` are not the graph's in name and shape, or not finite.
+        """
+        self.graph = graph
+        self.dtype = np.dtype(dtype)
+        self.quantise_codes = True
+        shapes = graph.parameter_shapes()
+        if params is None:
+            params = initial_params(graph, seed)
+        else:
+            check_params(graph, params)
+        trained = [name for name in shapes if not is_running(name)]
+        running = [name for name in shapes if is_running(name)]
+        self.trained, views = _flat_views(trained, shapes, self.dtype)
+        self.running, more = _flat_views(running, shapes, self.dtype)
+        self.params: dict[str, np.ndarray] = {name: {**views, **more}[name] for name in shapes}
+        self.gradient, self.grads = _flat_views(trained, shapes, self.dtype)
+        for name, view in self.params.items():
+            view[...] = params[name]
+        self._work = Workspace(self.dtype)
+        self._chains = {node.name: chain(node, self._work) for node in graph.nodes}
+        self._generator = Generator(graph, self._work) if graph.generator is not None else None
+        self._ready = False  # a training forward pass is waiting for its backward pass
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
+        """Logits (N,classes) of windows x (N,T,C); in training the running statistics move.
+
+        The array belongs to the model and holds until the next call.  Raises DataError for a wrong shape.
+        """
+        outputs = self._run(self._windows(x), training)
+        return outputs[self.graph.nodes[-1].name][:, 0]
+
+    def _windows(self, x: np.ndarray) -> np.ndarray:
+        if np.ndim(x) != 3 or np.shape(x)[1:] != self.graph.input_shape or np.shape(x)[0] < 1:
+            wanted = ", ".join(str(n) for n in self.graph.input_shape)
+            raise DataError(
+                f"windows have shape {np.shape(x)} but {self.graph.name!r} reads (N, {wanted}); reshape them"
+            )
+        # Writeable, although nothing writes: a read-only array is another type to Numba, and compiles all anew.
+        return np.require(x, self.dtype, ["C", "W"])
+
+    def _run(self, x: np.ndarray, training: bool) -> dict[str, np.ndarray]:
+        """Outputs (N,T,C) of "input" and all nodes, in buffers of the model."""
+        self._ready = training
+        self._expanded = self.params
+        if self._generator is not None:
+            kernels = self._generator.forward(self.params, self.quantise_codes)
+            self._expanded = {**self.params, **{f"{name}.weight": kernel for name, kernel in kernels.items()}}
+        outputs = {INPUT: x}
+        for node in self.graph.nodes:
+            values = [outputs[source] for source in node.inputs]
+            for layer in self._chains[node.name]:
+                values = [layer.forward(values, self._expanded, training)]
+            outputs[node.name] = values[0]
+        return outputs
+
+    def backward(self, dlogits: np.ndarray) -> dict[str, np.ndarray]:
+        """Gradients of all trained parameters from ``dlogits`` (N,classes), after ``forward(x, training=True)``.
+
+        Returns ``grads``, which the next call overwrites.  Raises TrainError without such a forward pass.
+        """
+        if not self._ready:
+            raise TrainError("backward has no forward pass to follow; call forward(x, training=True) before it")
+        self._ready = False
+        grads: dict[str, np.ndarray] = self.grads
+        if self._generator is not None:
+            made = self._generator.kernel_grads()
+            grads = {**grads, **{f"{name}.weight": grad for name, grad in made.items()}}
+        pending = {self.graph.nodes[-1].name: np.require(dlogits, self.dtype, ["C", "W"])[:, None, :]}
+        for node in reversed(self.graph.nodes):
+            need = any(source != INPUT for source in node.inputs)
+            passed = (pending.pop(node.name),)
+            for layer in reversed(self._chains[node.name]):
+                inner = layer is not self._chains[node.name][0]
+                passed = layer.backward(passed[0], self._expanded, grads, need or inner)
+            for source, grad in zip(node.inputs, passed, strict=True):
+                if source == INPUT:
+                    continue
+                if source in pending:  # into a third array: either may also be another node's gradient
+                    grad = np.add(pending[source], grad, out=self._work.get(f"{source}<{node.name}", *grad.shape))
+                pending[source] = grad
+        if self._generator is not None:
+            self._generator.backward(self.params, grads)
+        return self.grads
+
+    def project(self) -> None:
+        """Put the parameters back where they must stay after an optimiser moved them: every gamma >= MIN_GAMMA."""
+        for name, value in self.params.items():
+            if name.endswith(".gamma"):
+                np.maximum(value, self.dtype.type(MIN_GAMMA), out=value)
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+
+    def infer(self, x: np.ndarray, batch: int = 256) -> np.ndarray:
+        """Logits (N,classes) with running statistics, ``batch`` windows at a time; x may be a memory map."""
+        out = np.empty((len(x), self.graph.classes), self.dtype)
+        with single_blas():
+            for start in range(0, len(x), batch):
+                out[start : start + batch] = self.forward(x[start : start + batch])
+        return out
+
+    def activations(self, x: np.ndarray, batch: int = 256) -> dict[str, np.ndarray]:
+        """Output (N,T,C) of "input" and of every node, after its normalisation (running statistics) and ReLU.
+
+        Shapes are those of `Graph.shapes` behind N; the logits are the last node's.  The arrays are copies.
+        """
+        out = {name: np.empty((len(x), *shape), self.dtype) for name, shape in self.graph.shapes().items()}
+        with single_blas():
+            for start in range(0, len(x), batch):
+                for name, value in self._run(self._windows(x[start : start + batch]), False).items():
+                    out[name][start : start + batch] = value
+        return out
+
+    def kernels(self) -> dict[str, np.ndarray]:
+        """Kernel (Cout,Cin) of every pointwise node, generated or stored, as the passes use it; copies."""
+        made = {} if self._generator is None else self._generator.forward(self.params, self.quantise_codes)
+        return {
+            node.name: np.array(made[node.name] if node.name in made else self.params[f"{node.name}.weight"])
+            for node in self.graph.nodes
+            if node.op == "pointwise"
+        }
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters."""
+        return {name: value.copy() for name, value in self.params.items()}
+
+
+def check_params(graph: Graph, params: Mapping[str, np.ndarray]) -> None:
+    """Raise ConfigError unless ``params`` are exactly the graph's, in name and shape, and finite."""
+    shapes = graph.parameter_shapes()
+    for name in sorted(set(params) ^ set(shapes)):
+        verb = "lack" if name in shapes else "have the unknown entry"
+        raise ConfigError(f"parameters {verb} {name!r}; use those of a {graph.name!r} graph with the same nodes")
+    for name, shape in shapes.items():
+        if np.shape(params[name]) != shape:
+            raise ConfigError(f"parameter {name!r} has shape {np.shape(params[name])}; the graph wants {shape}")
+        if not np.all(np.isfinite(params[name])):
+            raise ConfigError(f"parameter {name!r} holds values that are not finite; take an earlier checkpoint")
+
+
+def _flat_views(
+    names: list[str], shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One vector of zeros for all ``names``, and the views of it that are the named arrays."""
+    flat = np.zeros(sum(prod(shapes[name]) for name in names), dtype)
+    views, start = {}, 0
+    for name in names:
+        stop = start + prod(shapes[name])
+        views[name] = flat[start:stop].reshape(shapes[name])
+        start = stop
+    return flat, views

@@ -1,0 +1,16 @@
+"""The arithmetic of pyhtpw told slowly, in numpy: start here to understand it.
+
+``kernels`` holds one module per kernel, ``image`` reads a model image, ``synthesis`` generates
+weights from codes, ``run`` puts them together. Nothing here knows the C library or ``pyhtpw``;
+tests compare all of them byte by byte.
+
+>>> import numpy as np, reference
+>>> model = reference.read(open("model.htpw", "rb").read())      # doctest: +SKIP
+>>> reference.run(model, np.zeros((1, *model.input_shape), np.int8))  # doctest: +SKIP
+"""
+
+from . import kernels
+from .image import ImageError, Model, read
+from .run import run, trace
+
+__all__ = ["ImageError", "Model", "kernels", "read", "run", "trace"]
