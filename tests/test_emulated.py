@@ -5,6 +5,9 @@ import zlib
 
 import numpy as np
 import pytest
+import random_images
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pyhtpw import _native
 from pyhtpw.errors import ConfigError, ImageError, ToolError
@@ -77,7 +80,7 @@ def m4(make):
 
 
 def tiny_model(seed: int = 1) -> IntegerModel:
-    """An image with every operator and a generated pointwise kernel whose last tile is cut off."""
+    """An image with every operator and two generated pointwise kernels whose last tile is cut off."""
     rng = np.random.default_rng(seed)
 
     def requant(channels: int, shift: int) -> Requant:
@@ -87,23 +90,20 @@ def tiny_model(seed: int = 1) -> IntegerModel:
     def int8(*shape: int) -> np.ndarray:
         return rng.integers(-128, 128, shape).astype(np.int8)
 
-    window = Window((1, 3), stride=(1, 2), padding=(0, 1))
+    def tiled() -> Tiled:
+        return Tiled(int8(3, 4) // 16, (7, 6))
+
+    strided, kept = Window((1, 3), stride=(1, 2), padding=(0, 1)), Window((1, 3), padding=(0, 1))
+    half, third = Window((1, 2), (1, 2)), Window((1, 3), (1, 2))
+    add = AddScalars(20, (20000, 17000, 30000), (-1, -2, -19))
     ops = (
-        Op("conv", "conv", (0,), Tensor(1, 10, 6, -3), weights=Stored(int8(6, 1, 3, 3)), requant=requant(6, -9), window=window),
-        Op(
-            "depthwise",
-            "depthwise",
-            (1,),
-            Tensor(1, 10, 6, 5),
-            weights=Stored(int8(1, 3, 6)),
-            requant=requant(6, -9),
-            window=Window((1, 3), padding=(0, 1)),
-        ),
-        Op("pointwise", "conv1x1", (2,), Tensor(1, 10, 7, 2), act_min=2, weights=Tiled(int8(3, 4) // 16, (7, 6)), requant=requant(7, -9)),
-        Op("pointwise2", "conv1x1", (2,), Tensor(1, 10, 7, -1), weights=Tiled(int8(3, 4) // 16, (7, 6)), requant=requant(7, -9)),
-        Op("add", "add", (3, 4), Tensor(1, 10, 7, 0), add=AddScalars(20, (20000, 17000, 30000), (-1, -2, -19))),
-        Op("maxpool", "maxpool", (5,), Tensor(1, 5, 7, 0), window=Window((1, 2), (1, 2))),
-        Op("avgpool", "avgpool", (6,), Tensor(1, 2, 7, 0), window=Window((1, 3), (1, 2))),
+        Op("conv", "conv", (0,), Tensor(1, 10, 6, -3), -128, 127, Stored(int8(6, 1, 3, 3)), requant(6, -9), strided),
+        Op("depthwise", "depthwise", (1,), Tensor(1, 10, 6, 5), -128, 127, Stored(int8(1, 3, 6)), requant(6, -9), kept),
+        Op("pointwise", "conv1x1", (2,), Tensor(1, 10, 7, 2), 2, 127, tiled(), requant(7, -9)),
+        Op("pointwise2", "conv1x1", (2,), Tensor(1, 10, 7, -1), -128, 127, tiled(), requant(7, -9)),
+        Op("add", "add", (3, 4), Tensor(1, 10, 7, 0), add=add),
+        Op("maxpool", "maxpool", (5,), Tensor(1, 5, 7, 0), window=half),
+        Op("avgpool", "avgpool", (6,), Tensor(1, 2, 7, 0), window=third),
         Op("fc", "fc", (7,), Tensor(1, 1, 3, 4), weights=Stored(int8(3, 14)), requant=requant(3, -10)),
     )
     generator = (Layer(int8(5, 4), rng.integers(-400, 400, 5), 30000, -7),)
@@ -202,6 +202,7 @@ def test_instruction_counts_are_exact(make, compiler):
     assert emulator.instructions is None
 
 
+@pytest.mark.skipif(TOOLS["numba"] is None, reason="NOT RUN: numba is missing")
 def test_failed_predicates_are_not_counted(m4):
     assert m4.call("probe_predicated", 5, count=True) == 5
     assert m4.instructions == 3  # cmp, it, bx
@@ -285,14 +286,23 @@ def test_misaligned_access_is_an_error_on_cortex_m0(make):
     assert error.value.kind == "alignment"
 
 
-def test_a_worker_that_dies_is_reported_and_replaced(m4):
-    m4.call("probe_loop", 1)
-    m4._worker.kill()
-    with pytest.raises(EmulationError, match="process ended with status") as error:
-        m4.call("probe_loop", 1)
-    assert error.value.kind == "died"
-    m4.call("probe_loop", 1, count=True)
-    assert m4.instructions == 4
+def test_a_worker_that_dies_is_reported(image):
+    emulator = Emulator("cortex-m4")
+    target = emulator.open(image)
+    emulator._worker.kill()
+    for _ in range(2):
+        with pytest.raises(EmulationError, match="process ended with status -9 during 'alloc'") as error:
+            emulator.alloc(4)
+        assert error.value.kind == "died"
+    target.close()
+    emulator.close()
+
+
+def test_a_closed_emulator_says_so(image):
+    with Emulator("cortex-m4") as emulator:
+        emulator.open(image)
+    with pytest.raises(EmulationError, match="was closed"):
+        emulator.alloc(4)
 
 
 def test_a_missing_emulator_says_what_to_type(probes, tmp_path, monkeypatch):
@@ -325,6 +335,17 @@ def test_kernels_and_logits_equal_the_host(make, image, windows, cpu, compiler, 
             op: kernel.tobytes() for op, kernel in kernels.items()
         }
         assert 0 < target.stack_bytes < 4096
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(model=random_images.models(), seed=st.integers(0, 99), cpu=st.sampled_from(("cortex-m0", "cortex-m4")))
+def test_any_network_equals_the_host(make, model, seed, cpu):
+    host, windows = Image(write(model)), random_images.inputs(model, 2, seed)
+    with make(cpu).open(host.data, count=False) as target:
+        assert target.plan == host.plan and target.generated == host.generated
+        assert target.run_batch(windows).tobytes() == host.run_batch(windows).tobytes()
+        kernels = target.kernels()
+        assert all(kernels[op].tobytes() == kernel.tobytes() for op, kernel in host.kernels().items())
 
 
 def test_what_is_counted(m4, image, windows):

@@ -1,4 +1,4 @@
-"""Cross-compiling for Cortex-M: both compilers, every core, the cache of programs, and what is said when a tool is missing."""
+"""Cross-compiling for Cortex-M: both compilers, every core, the cache of programs, what is said when a tool is missing."""
 
 import subprocess
 import sys

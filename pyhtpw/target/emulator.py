@@ -37,8 +37,8 @@ class EmulationError(ToolError):
 class Emulator:
     """A Cortex-M with the library in its flash.
 
-    The compiler and the emulator start when they are first needed, so that making an object costs nothing and cannot fail for
-    lack of a tool. Use it in a `with` statement, or call `close`. One thread at a time.
+    The compiler and the emulator start when they are first needed, so that making an object costs nothing and cannot fail
+    for lack of a tool. Use it in a `with` statement, or call `close`. One thread at a time.
 
     Parameters
     ----------
@@ -51,6 +51,8 @@ class Emulator:
         Executed instructions of the last call, if it was counted (`worker` says what that means).
     stack_bytes : int
         Most stack that the last call used, arguments on the stack included.
+    ended : str or None
+        Why it cannot be used any more; None while it can.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Emulator:
         self._worker: subprocess.Popen | None = None
         self._errors: Any = None
         self._sizes: dict[int, int] = {}
+        self.ended: str | None = None
         self.instructions: int | None = None
         self.stack_bytes = 0
 
@@ -77,7 +80,8 @@ class Emulator:
         self.close()
 
     def close(self) -> None:
-        """Ends the worker. Its buffers are gone; the next call would start a new one."""
+        """Ends the worker, and with it all buffers. The object cannot be used any more."""
+        self.ended = self.ended or "the emulator was closed"
         if self._worker is not None:
             self._worker.kill()  # it holds nothing that is worth an orderly end
             self._worker.wait()
@@ -87,7 +91,6 @@ class Emulator:
                 except BrokenPipeError:
                     pass  # it died before it had read everything
             self._worker = None
-            self._sizes.clear()
 
     @property
     def elf(self) -> toolchain.Elf:
@@ -128,6 +131,8 @@ class Emulator:
 
     def _request(self, op: str, data: bytes = b"", what: str = "", **arguments: Any) -> tuple[dict, bytes]:
         """Sends a request, starting the worker if need be, and returns its reply."""
+        if self.ended is not None:
+            raise EmulationError(self.ended, "died")
         if self._worker is None:
             self._start()
         return self._ask(op, data, what, **arguments)
@@ -138,17 +143,21 @@ class Emulator:
             reply, payload = receive(self._worker.stdout)
         except (EOFError, BrokenPipeError) as error:
             raise self._death(op) from error
+        except BaseException:  # an interrupt: the reply that is still to come would answer the next request
+            self.close()
+            raise
         if "error" in reply:
             raise self._exception(reply, what)
         return reply, payload
 
     def _death(self, op: str) -> EmulationError:
-        """What to say about a worker that has gone; it is cleared away, and the next call starts another."""
+        """What to say about a worker that has gone. It is not replaced: addresses that callers hold were of its memory."""
         status = self._worker.wait()
         self._errors.seek(0)
         last = (self._errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        self.ended = f"the emulator's process ended with status {status} during {op!r}: {last}"
         self.close()
-        return EmulationError(f"the emulator's process ended with status {status} during {op!r}: {last}", "died")
+        return EmulationError(self.ended, "died")
 
     def _exception(self, reply: dict[str, Any], what: str) -> Exception:
         kind, text = reply["error"], reply["text"]
@@ -176,7 +185,8 @@ class Emulator:
             raise ConfigError(f"{name}: {size} bytes aligned to {align}: need a size >= 1, a power of two up to 4096")
         low, high = READ_ONLY if read_only else READ_WRITE
         protection = "r" if read_only else "rw"
-        reply, _ = self._request("alloc", what="alloc", name=name, size=size, align=align, low=low, high=high, protection=protection)
+        where = {"low": low, "high": high, "protection": protection}
+        reply, _ = self._request("alloc", what="alloc", name=name, size=size, align=align, **where)
         self._sizes[reply["address"]] = size
         return reply["address"]
 
@@ -225,8 +235,8 @@ class Emulator:
         Raises
         ------
         EmulationError
-            If it faults, runs on beyond a bound, damages a guard or a register that it must preserve, or if the emulator
-            dies. The emulator can be used again after it.
+            If it faults, runs on beyond a bound, damages a guard or a register that it must preserve; the emulator can be
+            used again after that. If the emulator dies, it cannot.
         """
         entry = self.elf.symbols.get(symbol)
         if entry is None or not entry.is_function:

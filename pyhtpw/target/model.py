@@ -77,7 +77,7 @@ class TargetModel:
 
     def close(self) -> None:
         """Gives the emulated memory back. The emulator stays."""
-        while self._buffers:
+        while self._buffers and self.emulator.ended is None:
             self.emulator.free(self._buffers.pop())
 
     def __enter__(self) -> "TargetModel":

@@ -1,5 +1,5 @@
-/* All that the library needs beside itself on a bare Cortex-M: the functions that a freestanding compiler may call for struct
- * copies, and the address at which an emulated call ends.
+/* All that the library needs beside itself on a bare Cortex-M: the functions that a freestanding compiler may call for
+ * struct copies, and the address at which an emulated call ends.
  *
  * memcpy and memset move words when they can. Not for speed: they are counted as instructions of the library, and a byte
  * loop would count several times what any vendor's libc takes.

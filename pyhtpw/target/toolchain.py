@@ -1,7 +1,7 @@
 """Cross-compiles `csrc/` for Cortex-M and reads sizes and symbols from the ELF.
 
-Two compilers serve: GNU (`arm-none-eabi-gcc`) and clang as it comes in the `ziglang` wheel, for machines on which nothing but
-pip may install. An ELF is built once per (sources, flags, compiler) and kept; every file appears by rename, so that
+Two compilers serve: GNU (`arm-none-eabi-gcc`) and clang as it comes in the `ziglang` wheel, for machines on which nothing
+but pip may install. An ELF is built once per (sources, flags, compiler) and kept; every file appears by rename, so that
 processes may build at the same time.
 """
 
@@ -288,7 +288,8 @@ def build(
     compiler : str
         As `find_compiler` takes it.
     extra : sequence of paths
-        More C files to link in, compiled with the same flags; they may include "htpw.h".
+        More C files to link in, compiled with the same flags. They may include "htpw.h", but no headers of their own, since
+        a program is kept by the contents of what it was made from.
     roots : sequence of str
         Functions (`*` stands for any letters) that are linked, with whatever they need and nothing else. The default is the
         whole library; `API` is what firmware takes, and how its size is measured.
@@ -307,15 +308,15 @@ def build(
         if not path.is_file():
             raise ConfigError(f"{path}: no such C file")
     files = [*sources(), HERE / "runtime.c", *more]
-    # Relative names and the project's root as working folder, so that the same sources make the same bytes anywhere.
-    names = [os.path.relpath(path, ROOT) if path not in more else str(path) for path in files]
-    flags = [*tool.target(core), opt, *COMPILE, "-Icsrc", *names, *LINK, "-lgcc"]
+    before, after = [*tool.target(core), opt, *COMPILE, "-Icsrc"], [*LINK, "-lgcc"]
     # zig's compiler driver knows no --undefined, so the linker script says what to keep
     script = (HERE / "cortex_m.ld").read_text().replace("ROOTS", " ".join(f".text.{name}" for name in roots))
     folder = cache_folder()
-    path = folder / f"{core.name}-{tool.kind}{opt}-{_fingerprint([*flags, script], tool, files)}.elf"
+    path = folder / f"{core.name}-{tool.kind}{opt}-{_fingerprint([*before, *after, script], tool, files)}.elf"
     if not path.exists():
-        _compile([*tool.command, *flags], script, path)
+        # relative names and the project's root as working folder, so that the same sources make the same bytes anywhere
+        names = [os.path.relpath(file, ROOT) if file not in more else str(file) for file in files]
+        _compile([*tool.command, *before, *names, *after], script, path)
     return read_elf(path, core, tool, opt)
 
 
@@ -325,14 +326,15 @@ def _compile(command: list[str], script: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(prefix="building-", dir=path.parent)
     except OSError as error:
-        raise ToolError(f"{path.parent}: cannot write ({error.strerror}): set HTPW_BUILD to a folder you may write") from error
+        text = f"{path.parent}: cannot write ({error.strerror}): set HTPW_BUILD to a folder that you may write to"
+        raise ToolError(text) from error
     try:
         output, layout = Path(scratch) / path.name, Path(scratch) / "layout.ld"
         layout.write_text(script)
-        environment = {"ZIG_GLOBAL_CACHE_DIR": str(path.parent / "zig"), "ZIG_LOCAL_CACHE_DIR": str(path.parent / "zig")}
-        done = subprocess.run(
-            [*command, f"-Wl,-T,{layout}", "-o", str(output)], cwd=ROOT, env=environment | os.environ, capture_output=True, text=True
-        )
+        zig = str(path.parent / "zig")
+        environment = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig} | os.environ
+        whole = [*command, f"-Wl,-T,{layout}", "-o", str(output)]
+        done = subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             lines = done.stderr.splitlines() or ["no message"]
             first = next((line for line in lines if "error" in line), lines[0])

@@ -7,9 +7,9 @@ A message is two little-endian u32 (bytes of header, bytes of data), a JSON head
 (a method `do_<op>` of `Machine`) and its arguments; a reply has "ok", or "error" (a kind) and "text". One request
 is answered before the next is read. `pyhtpw.target.emulator` is the other end.
 
-Counts are executed instructions as the emulator sees them: an instruction of an IT block whose condition fails is not counted,
-though a core spends a cycle on it. The hook that counts is machine code (compiled by Numba), called once per instruction;
-without Numba, lengths of basic blocks are added up in Python, which does count failed conditions.
+Counts are executed instructions as the emulator sees them: an instruction of an IT block whose condition fails is not
+counted, though a core spends a cycle on it. The hook that counts is machine code (compiled by Numba), called once per
+instruction; without Numba, lengths of basic blocks are added up in Python, which does count failed conditions.
 """
 
 import ctypes
@@ -89,7 +89,7 @@ def native_hooks() -> tuple[Any, Any] | None:
 
 
 class Watchdog(threading.Thread):
-    """Stops a call that takes too long. One thread that looks now and then: starting one per call takes longer than a call."""
+    """Stops a call that takes too long. One thread that looks now and then: starting one takes longer than most calls."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -128,7 +128,8 @@ class Machine:
             import unicorn.arm_const
             import unicorn.unicorn_const
         except ImportError as error:
-            raise Refused("tool", f"the emulator is missing ({error}): type '{sys.executable} -m pip install unicorn'") from error
+            text = f"the emulator is missing ({error}): type '{sys.executable} -m pip install unicorn'"
+            raise Refused("tool", text) from error
         self.lib = unicorn
         self.arm = unicorn.arm_const
         self.const = unicorn.unicorn_const
@@ -309,7 +310,8 @@ class Machine:
             if self.uc.reg_read(self._register(name)) != registers[name]:
                 raise Refused("registers", f"did not preserve {name}, which AAPCS asks of it")
         if self.misaligned[1]:
-            text = f"accessed {self.misaligned[1]} bytes at an address that is not a multiple of that; this core faults on it"
+            size = self.misaligned[1]
+            text = f"accessed {size} bytes at an address that is not a multiple of {size}, on which this core faults"
             raise Refused("alignment", text, address=self.misaligned[0])
 
 
