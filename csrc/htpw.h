@@ -5,9 +5,9 @@
  *     static struct htpw_model model;                       // 1. open: validate everything, copy nothing
  *     if (htpw_model_open(&model, image, image_bytes) != 0) ...
  *     struct htpw_plan plan;                                // 2. plan: exact memory needs
- *     htpw_plan_memory(&model, &plan);
+ *     htpw_plan_memory(&model, HTPW_BACKEND_BEST, &plan);
  *     static struct htpw_context ctx;                       // 3. bind memory; with HTPW_BOOT synthesise every kernel
- *     htpw_bind(&ctx, &model, arena, plan.arena_bytes, cache, plan.cache_bytes, HTPW_BOOT);
+ *     htpw_bind(&ctx, &model, HTPW_BACKEND_BEST, arena, plan.arena_bytes, cache, plan.cache_bytes, HTPW_BOOT);
  *     htpw_run(&ctx, window, plan.input_bytes, logits, plan.output_bytes);   // 4. run, as often as you like
  *
  * The image is read in place, from flash if you like, and must stay there. Format and numerics: docs/SPEC.md.
@@ -54,13 +54,32 @@ extern "C" {
     X(ALIGNMENT, -14, "image, arena or cache is not aligned to 4 bytes")                                               \
     X(ARENA, -15, "arena is smaller than htpw_plan_memory asked for")                                                  \
     X(CACHE, -16, "cache is smaller than htpw_plan_memory asked for")                                                  \
-    X(ARGUMENT, -17, "an argument is null or has the wrong size")
+    X(BACKEND, -17, "no such backend, or this build or CPU does not have it")                                          \
+    X(ARGUMENT, -18, "an argument is null or has the wrong size")
 
 enum htpw_error {
 #define HTPW_ERROR_ENUM(name, code, text) HTPW_ERR_##name = (code),
     HTPW_ERRORS(HTPW_ERROR_ENUM)
 #undef HTPW_ERROR_ENUM
     HTPW_OK = 0
+};
+
+/* Every backend, once: name, id, text, then its memory rule (csrc/backends/htpw_backend.h): layout {out_block, in_block, bytes,
+ * pairs, sums}, row_block, depthwise_bytes. */
+#define HTPW_BACKENDS(X)                                                                                               \
+    X(PORTABLE, 1, "portable", {1, 1, 1, 0, 0}, 0, 0)                                                                  \
+    X(ARMV7EM_DSP, 2, "armv7em_dsp", {4, 4, 1, 1, 0}, 2, 2)                                                            \
+    X(ARMV7EM_DSP_WIDE, 3, "armv7em_dsp_wide", {4, 2, 2, 0, 0}, 2, 2)                                                  \
+    X(ARMV81M_MVE, 4, "armv81m_mve", {4, 16, 1, 0, 1}, 0, 0)                                                           \
+    X(X86_AVX2, 5, "x86_avx2", {8, 2, 2, 0, 0}, 4, 0)                                                                  \
+    X(X86_AVX512VNNI, 6, "x86_avx512vnni", {16, 4, 1, 0, 1}, 4, 0)
+
+enum htpw_backend_id {
+    HTPW_BACKEND_BEST = 0, /* the fastest that this build and this CPU have */
+#define HTPW_BACKEND_ENUM(name, id, text, ...) HTPW_BACKEND_##name = (id),
+    HTPW_BACKENDS(HTPW_BACKEND_ENUM)
+#undef HTPW_BACKEND_ENUM
+    HTPW_BACKEND_COUNT
 };
 
 /* When generated kernels are synthesised. All schedules give the same bytes. */
@@ -91,7 +110,7 @@ struct htpw_model {
     struct htpw_generator_layer generator[HTPW_GENERATOR_LAYERS_MAX];
     struct htpw_generator_layer head[HTPW_HEADS_MAX];
     uint32_t slot_bytes[HTPW_SLOTS]; /* largest tensor ever in each slot, rounded up to 16; slot 0 is the caller's */
-    uint32_t cache_bytes, scratch_bytes, input_bytes, output_bytes;
+    uint32_t input_bytes, output_bytes;
     uint16_t generated_count; /* operators whose kernel is generated */
     uint8_t operator_count, generator_layers, head_count, code_bits, dz;
 };
@@ -104,19 +123,20 @@ struct htpw_plan {
     uint32_t output_bytes; /* int8 logits */
 };
 
-/* A model bound to memory. */
+struct htpw_backend; /* csrc/backends/htpw_backend.h */
+
+/* A model bound to memory and to a backend. */
 struct htpw_context {
     const struct htpw_model *model;
-    uint8_t *arena;
-    int8_t *cache;
+    const struct htpw_backend *backend;
+    uint8_t *arena, *cache;
     uint8_t ready[HTPW_GENERATED_MAX / 8]; /* bit l: kernel of generated operator l is in the cache */
 };
 
-/* Shape of one generated kernel. */
+/* One generated kernel. */
 struct htpw_kernel_info {
-    uint32_t op;           /* index of its operator in the image */
-    uint32_t cache_offset; /* bytes */
-    uint32_t bytes;        /* int8 weights, row-major as docs/SPEC.md section 1 */
+    uint32_t op;    /* index of its operator in the image */
+    uint32_t bytes; /* int8 weights, row-major as docs/SPEC.md section 1 */
 };
 
 /* Validates the whole image (docs/SPEC.md) and fills `model`. Allocates and copies nothing.
@@ -124,14 +144,15 @@ struct htpw_kernel_info {
  *   errors any of TRUNCATED .. ALIGNMENT, ARGUMENT; `model` is then unusable (zeroed) */
 int htpw_model_open(struct htpw_model *model, const void *image, size_t length);
 
-/* Exact memory needs of an opened model. Errors: ARGUMENT. */
-int htpw_plan_memory(const struct htpw_model *model, struct htpw_plan *plan);
+/* Exact memory needs of an opened model with a backend (enum htpw_backend_id), which need not be one of this machine: a host
+ * plans for its targets. Errors: ARGUMENT, BACKEND. */
+int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_plan *plan);
 
-/* Binds memory to a model. With HTPW_BOOT every generated kernel is synthesised before it returns.
+/* Binds memory and a backend to a model. With HTPW_BOOT every generated kernel is synthesised before it returns.
  *   arena, cache  4-byte aligned, of at least the planned size; cache may be NULL if the plan says 0
- *   errors        ARGUMENT, ALIGNMENT, ARENA, CACHE */
-int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, void *arena, size_t arena_bytes, void *cache,
-              size_t cache_bytes, int schedule);
+ *   errors        ARGUMENT, BACKEND, ALIGNMENT, ARENA, CACHE */
+int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
+              void *cache, size_t cache_bytes, int schedule);
 
 /* Synthesises the kernel of generated operator `layer` (0 .. generated_count - 1) into the cache, again if it is there
  * already. Errors: ARGUMENT. */
@@ -143,8 +164,12 @@ int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer);
  *   errors  ARGUMENT */
 int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits, size_t output_bytes);
 
-/* Where generated kernel `layer` lies in the cache. Errors: ARGUMENT. */
+/* Operator and size of generated kernel `layer`. Errors: ARGUMENT. */
 int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info);
+
+/* Copies generated kernel `layer` out of the cache, in row-major order whatever layout the backend keeps it in; it is
+ * synthesised first if it is not there yet. `bytes` is htpw_kernel_info's. Errors: ARGUMENT. */
+int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, size_t bytes);
 
 /* CRC-32 (ISO-HDLC, as zlib), continuing from `crc`; start with 0. */
 uint32_t htpw_crc32(uint32_t crc, const void *data, size_t length);
@@ -153,6 +178,10 @@ uint32_t htpw_crc32(uint32_t crc, const void *data, size_t length);
 const char *htpw_error_text(int code);
 int htpw_error_code(size_t i);
 const char *htpw_error_name(int code);
+
+/* Name of a backend ("portable", ...), that of the best for HTPW_BACKEND_BEST, NULL for no backend; whether it can run here. */
+const char *htpw_backend_name(int backend);
+int htpw_backend_is_available(int backend);
 
 /* "major.minor.patch" of the library; sizes of the caller-owned structs, for bindings. */
 const char *htpw_version(void);

@@ -5,9 +5,10 @@
  */
 #include "htpw_internal.h"
 
-int htpw_cursor_start(const struct htpw_model *model, struct htpw_cursor *cursor) {
-    static const struct htpw_cursor zero;
-    *cursor = zero;
+int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_rule *rule,
+                      struct htpw_cursor *cursor) {
+    htpw_zero(cursor, sizeof *cursor);
+    cursor->rule = rule;
     const uint8_t *p = model->ops.data;
     if (model->ops.length < 8) {
         return HTPW_ERR_DATA;
@@ -171,7 +172,11 @@ static int htpw_decode_weights(const struct htpw_model *model, struct htpw_curso
     }
     op->layer = cursor->layer++;
     op->cache_offset = cursor->cache;
-    cursor->cache += htpw_round16(op->weight_count); /* at most 64 * 2^22 */
+    const uint32_t bytes = htpw_layout_bytes(htpw_op_layout(cursor->rule, op), op->out.c, op->products);
+    if (bytes > HTPW_CACHE_MAX - cursor->cache) { /* a hostile image: blocks of the layout filled up with zeros */
+        return HTPW_ERR_CACHE;
+    }
+    cursor->cache += htpw_round16(bytes);
     return HTPW_OK;
 }
 
@@ -225,14 +230,13 @@ static uint32_t htpw_record_bytes(uint8_t kind) {
 }
 
 int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
-    static const struct htpw_op zero;
     if (cursor->index == model->operator_count) {
         return 0;
     }
     if (cursor->ops >= model->ops.length) {
         return HTPW_ERR_DATA;
     }
-    *op = zero;
+    htpw_zero(op, sizeof *op);
     op->kind = model->ops.data[cursor->ops];
     const uint32_t bytes = htpw_record_bytes(op->kind);
     if (bytes == 0) {
@@ -320,7 +324,17 @@ int htpw_quant_check(const struct htpw_op *op) {
                : HTPW_ERR_DATA;
 }
 
-uint32_t htpw_quant_words(const struct htpw_quant_view *q) { return 2u * q->count + q->channels; }
+const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
+    const int is_matrix = op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
+    return is_matrix ? &rule->layout : &htpw_backend_rule(HTPW_BACKEND_PORTABLE)->layout;
+}
+
+uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
+    const uint32_t kernel = op->kind == HTPW_OP_DEPTHWISE
+                                ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
+                                : htpw_backend_scratch(rule, op->products);
+    return op->products != 0 ? htpw_op_quant_bytes(op) + htpw_round16(kernel) : 0u;
+}
 
 void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out) {
     for (uint32_t i = 0; i < q->count; i++) {

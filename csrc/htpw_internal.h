@@ -7,6 +7,7 @@
 #define HTPW_INTERNAL_H
 
 #include "htpw.h"
+#include "backends/htpw_backend.h"
 #include "kernels/htpw_kernels.h"
 
 /* Operators: name, id in the image, bytes of a record (docs/SPEC.md 4.2). */
@@ -37,6 +38,7 @@ enum htpw_source {
 };
 
 #define HTPW_TENSOR_MAX (UINT32_C(1) << 22) /* elements of one tensor */
+#define HTPW_CACHE_MAX (UINT32_C(1) << 30)  /* bytes of all cached kernels; one takes at most 2^27 */
 #define HTPW_ACC_LIMIT (UINT32_C(1) << 30)  /* docs/SPEC.md 7 */
 
 struct htpw_tensor {
@@ -73,6 +75,7 @@ struct htpw_op {
 
 /* Where a walk over the operators stands. */
 struct htpw_cursor {
+    const struct htpw_backend_rule *rule;
     uint32_t ops, quant, weights, codes; /* bytes consumed of each section */
     uint32_t index;                      /* operators decoded */
     uint32_t layer, cache;               /* generated operators and cache bytes so far */
@@ -87,6 +90,13 @@ static inline uint32_t htpw_load_u32(const uint8_t *p) {
 
 static inline int8_t htpw_load_i8(const uint8_t *p) { return (int8_t)(*p < 128 ? *p : *p - 256); }
 
+/* Sets `bytes` bytes to 0 (compilers make memset of it). */
+static inline void htpw_zero(void *data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) {
+        ((uint8_t *)data)[i] = 0;
+    }
+}
+
 static inline uint32_t htpw_round16(uint32_t n) { return (n + 15u) & ~UINT32_C(15); }
 
 /* Bytes of `count` fields of `bits` each; count * bits < 2^32. */
@@ -96,8 +106,9 @@ static inline uint32_t htpw_tensor_size(const struct htpw_tensor *t) {
     return (uint32_t)t->h * (uint32_t)t->w * (uint32_t)t->c;
 }
 
-/* Starts a walk: puts the input tensor into slot 0. Errors: DATA, SHAPE. */
-int htpw_cursor_start(const struct htpw_model *model, struct htpw_cursor *cursor);
+/* Starts a walk: puts the input tensor into slot 0. `rule` says how generated kernels lie in the cache. Errors: DATA, SHAPE. */
+int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_rule *rule,
+                      struct htpw_cursor *cursor);
 
 /* Decodes the next operator and checks everything that does not need a look at its metadata or weights.
  * Returns 1 and fills `op`, 0 after the last operator, or an error. */
@@ -106,9 +117,7 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
 /* Checks the values of an operator's metadata and the bound of SPEC section 7. Errors: RANGE, OVERFLOW, DATA. */
 int htpw_quant_check(const struct htpw_op *op);
 
-/* Unpacks an operator's metadata into `out`: multipliers[count], shifts[count], biases[channels].
- * htpw_quant_words tells how many int32 that takes. */
-uint32_t htpw_quant_words(const struct htpw_quant_view *q);
+/* Unpacks an operator's metadata into `out`: multipliers[count], shifts[count], biases[channels]. */
 void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out);
 
 /* Parses GENR and HEAD into the model. Errors: SOURCE, RANGE, OVERFLOW, DATA. */
@@ -117,8 +126,19 @@ int htpw_generator_open(struct htpw_model *model, struct htpw_span generator, st
 /* Bytes of 4-byte aligned scratch that synthesis needs; the same function lays it out. */
 uint32_t htpw_synth_scratch(const struct htpw_model *model);
 
-/* Synthesises the kernel of a generated operator into `kernel`, weight_count bytes. */
-void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_op *op, uint8_t *scratch, int8_t *kernel);
+/* Synthesises the kernel of a generated operator into its place in the cache, in the layout htpw_op_layout gives. */
+void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
+                       uint8_t *scratch, uint8_t *cache);
+
+/* How a generated kernel lies in the cache: the backend's layout for matrices, row-major for other kernels. */
+const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *rule, const struct htpw_op *op);
+
+/* Scratch bytes that an operator needs when it runs: its unpacked metadata, then what the backend wants. The metadata
+ * part is htpw_op_quant_bytes. */
+uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op);
+static inline uint32_t htpw_op_quant_bytes(const struct htpw_op *op) {
+    return htpw_round16(4u * (2u * op->quant.count + op->quant.channels));
+}
 
 /* 1 if the unused high bits of the last byte of a packed array are 0. */
 int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits);

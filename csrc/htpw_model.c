@@ -87,7 +87,7 @@ static int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_s
 static int htpw_open_operators(struct htpw_model *model) {
     struct htpw_cursor cursor;
     struct htpw_op op;
-    int result = htpw_cursor_start(model, &cursor);
+    int result = htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), &cursor);
     if (result != HTPW_OK) {
         return result;
     }
@@ -100,12 +100,8 @@ static int htpw_open_operators(struct htpw_model *model) {
         }
         if (op.weight_count != 0) { /* a linear operator */
             const int error = htpw_quant_check(&op);
-            const uint32_t scratch = htpw_round16(4u * htpw_quant_words(&op.quant));
             if (error != HTPW_OK) {
                 return error;
-            }
-            if (scratch > model->scratch_bytes) {
-                model->scratch_bytes = scratch;
             }
             if (op.codes != NULL) {
                 const uint32_t tile = model->head[op.head].rows;
@@ -128,22 +124,16 @@ static int htpw_open_operators(struct htpw_model *model) {
     }
     model->output_bytes = htpw_tensor_size(&op.out);
     model->generated_count = (uint16_t)cursor.layer;
-    model->cache_bytes = cursor.cache;
-    if (cursor.layer != 0) {
-        const uint32_t scratch = htpw_synth_scratch(model);
-        model->scratch_bytes = scratch > model->scratch_bytes ? scratch : model->scratch_bytes;
-    }
     return HTPW_OK;
 }
 
 int htpw_model_open(struct htpw_model *model, const void *image, size_t length) {
-    static const struct htpw_model zero;
     static const uint8_t nothing[1] = {0}; /* absent sections point here, so that no pointer is NULL */
     struct htpw_span sections[HTPW_SECTION_COUNT];
     if (model == NULL) {
         return HTPW_ERR_ARGUMENT;
     }
-    *model = zero;
+    htpw_zero(model, sizeof *model);
     if (image == NULL) {
         return HTPW_ERR_ARGUMENT;
     }
@@ -171,20 +161,35 @@ int htpw_model_open(struct htpw_model *model, const void *image, size_t length) 
         error = htpw_open_operators(model);
     }
     if (error != HTPW_OK) {
-        *model = zero;
+        htpw_zero(model, sizeof *model);
     }
     return error;
 }
 
-int htpw_plan_memory(const struct htpw_model *model, struct htpw_plan *plan) {
+int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_plan *plan) {
+    const struct htpw_backend_rule *rule = htpw_backend_rule(backend);
+    struct htpw_cursor cursor;
+    struct htpw_op op;
     if (model == NULL || plan == NULL || model->operator_count == 0) {
         return HTPW_ERR_ARGUMENT;
     }
-    plan->arena_bytes = model->scratch_bytes;
+    if (rule == NULL) {
+        return HTPW_ERR_BACKEND;
+    }
+    uint32_t scratch = model->generated_count != 0 ? htpw_synth_scratch(model) : 0u;
+    int result = htpw_cursor_start(model, rule, &cursor);
+    while (result >= 0 && (result = htpw_cursor_next(model, &cursor, &op)) > 0) {
+        const uint32_t bytes = htpw_op_scratch(rule, &op);
+        scratch = bytes > scratch ? bytes : scratch;
+    }
+    if (result < 0) {
+        return result;
+    }
+    plan->arena_bytes = scratch;
     for (int i = 1; i < HTPW_SLOTS; i++) {
         plan->arena_bytes += model->slot_bytes[i];
     }
-    plan->cache_bytes = model->cache_bytes;
+    plan->cache_bytes = cursor.cache;
     plan->input_bytes = model->input_bytes;
     plan->output_bytes = model->output_bytes;
     return HTPW_OK;
@@ -193,13 +198,13 @@ int htpw_plan_memory(const struct htpw_model *model, struct htpw_plan *plan) {
 int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info) {
     struct htpw_cursor cursor;
     struct htpw_op op;
-    if (model == NULL || info == NULL || layer >= model->generated_count || htpw_cursor_start(model, &cursor) < 0) {
+    if (model == NULL || info == NULL || layer >= model->generated_count ||
+        htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), &cursor) < 0) {
         return HTPW_ERR_ARGUMENT;
     }
     while (htpw_cursor_next(model, &cursor, &op) > 0) {
         if (op.codes != NULL && op.layer == layer) {
             info->op = cursor.index - 1u;
-            info->cache_offset = op.cache_offset;
             info->bytes = op.weight_count;
             return HTPW_OK;
         }

@@ -176,6 +176,7 @@ static void htpw_layer_unpack(const struct htpw_generator_layer *layer, struct h
 struct htpw_synth {
     struct htpw_synth_layer generator[HTPW_GENERATOR_LAYERS_MAX], head;
     int8_t *buffer[2]; /* code or embedding: 255 bytes each, used in turn */
+    int8_t *tile;      /* the weights of one tile, row-major, on their way into the cache's layout */
 };
 
 /* Lays out scratch for one head and returns the bytes used; fills it if `base` is not NULL. */
@@ -187,6 +188,7 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, uint32_t head
     htpw_layer_unpack(&model->head[head], &bump, &s->head);
     s->buffer[0] = (int8_t *)htpw_bump_take(&bump, 256);
     s->buffer[1] = (int8_t *)htpw_bump_take(&bump, 256);
+    s->tile = (int8_t *)htpw_bump_take(&bump, model->head[head].rows);
     return htpw_round16(bump.used);
 }
 
@@ -206,13 +208,18 @@ static void htpw_synth_fc(const struct htpw_synth_layer *layer, uint32_t cols, u
     htpw_fully_connected_s8_ref(1, (int32_t)cols, (int32_t)rows, &q, 0, 0, x, layer->weights, layer->biases, y);
 }
 
-void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_op *op, uint8_t *scratch, int8_t *kernel) {
+void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
+                       uint8_t *scratch, uint8_t *cache) {
     const struct htpw_generator_layer *head = &model->head[op->head];
+    const struct htpw_layout *layout = htpw_op_layout(htpw_backend_rule(backend->id), op);
+    uint8_t *kernel = cache + op->cache_offset;
     struct htpw_synth s;
     (void)htpw_synth_prepare(model, op->head, scratch, &s);
+    htpw_layout_clear(layout, op->out.c, op->products, kernel);
     uint32_t code = 0;
     for (uint32_t done = 0; done < op->weight_count; done += head->rows) {
         const uint32_t left = op->weight_count - done;
+        const uint32_t count = left < head->rows ? left : head->rows; /* the last tile is cut off */
         uint32_t from = 0;
         for (uint32_t i = 0; i < model->dz; i++) {
             s.buffer[0][i] = (int8_t)htpw_bits_signed(op->codes, code++, model->code_bits);
@@ -221,7 +228,8 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_op *op,
             const struct htpw_generator_layer *layer = &model->generator[i];
             htpw_synth_fc(&s.generator[i], layer->cols, layer->rows, 0, s.buffer[from], s.buffer[from ^ 1u]);
         }
-        /* the last tile is cut off at the end of the kernel: make only the rows that are there */
-        htpw_synth_fc(&s.head, head->cols, left < head->rows ? left : head->rows, -127, s.buffer[from], kernel + done);
+        htpw_synth_fc(&s.head, head->cols, count, -127, s.buffer[from], s.tile);
+        htpw_layout_put(layout, op->products, done, count, s.tile, kernel);
     }
+    htpw_layout_finish(layout, op->out.c, op->products, kernel);
 }

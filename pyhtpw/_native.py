@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pyhtpw.errors import HtpwError, ImageError
+from pyhtpw.errors import ConfigError, HtpwError, ImageError
 
 try:
     from pyhtpw._htpw import ffi, lib
@@ -34,6 +34,33 @@ def check(code: int, what: str) -> int:
     if code < 0:
         raise ERRORS.get(code, ImageError)(f"{what}: {text(code)}", code)
     return code
+
+
+def _backend_ids() -> dict[str, int]:
+    """Name -> id of every backend of HTPW_BACKENDS in htpw.h, whether or not it runs here."""
+    ids, i = {}, 1
+    while (name := lib.htpw_backend_name(i)) != ffi.NULL:
+        ids[ffi.string(name).decode()] = i
+        i += 1
+    return ids
+
+
+BACKENDS = _backend_ids()
+BEST = 0  # HTPW_BACKEND_BEST
+
+
+def backend_id(name: str | None) -> int:
+    """Id of a backend by name; None or "best" is the fastest that runs. Raises ConfigError for an unknown name."""
+    if name in (None, "best"):
+        return BEST
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}: use one of best, {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that this build and this CPU have, portable first."""
+    return [name for name, i in BACKENDS.items() if lib.htpw_backend_is_available(i)]
 
 
 def version() -> str:

@@ -1,6 +1,6 @@
 """Builds `pyhtpw._htpw`, the cffi extension around `csrc/`.
 
-The declarations are not copied by hand: the C preprocessor expands the two headers themselves (with HTPW_CDEF, which leaves
+The declarations are not copied by hand: the C preprocessor expands the headers themselves (with HTPW_CDEF, which leaves
 out the system includes), so a binding can't drift from the library. Run by setuptools (`cffi_modules` in setup.py).
 """
 
@@ -15,12 +15,12 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-HEADERS = ("htpw.h", "kernels/htpw_kernels.h")
+HEADERS = ("htpw.h", "kernels/htpw_kernels.h", "backends/htpw_backend.h")
 
 
 def sources() -> list[str]:
     """All C files of the library, relative to the project root."""
-    return sorted(str(p.relative_to(ROOT)) for pattern in ("*.c", "kernels/*.c") for p in CSRC.glob(pattern))
+    return sorted(str(p.relative_to(ROOT)) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in CSRC.glob(pattern))
 
 
 def compiler() -> list[str]:
@@ -30,24 +30,21 @@ def compiler() -> list[str]:
 
 def declarations() -> str:
     """The preprocessed public headers, ready for `FFI.cdef`."""
-    text = []
-    for header in HEADERS:
-        command = [*compiler(), "-E", "-P", "-DHTPW_CDEF", str(CSRC / header)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        except FileNotFoundError:
-            sys.exit(f"pyhtpw: no C compiler ({command[0]}): install one (for example 'apt-get install gcc') or set CC")
-        except subprocess.CalledProcessError as error:
-            sys.exit(f"pyhtpw: {' '.join(command)} failed: {error.stderr.strip()}")
-        text.append(done.stdout)
-    return "\n".join(text)
+    command = [*compiler(), "-E", "-P", "-DHTPW_CDEF", f"-I{CSRC}", "-xc", "-"]
+    unit = "".join(f'#include "{header}"\n' for header in HEADERS)
+    try:
+        return subprocess.run(command, input=unit, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        sys.exit(f"pyhtpw: no C compiler ({command[0]}): install one (for example 'apt-get install gcc') or set CC")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"pyhtpw: {' '.join(command)} failed: {error.stderr.strip()}")
 
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "pyhtpw._htpw",
-    '#include "htpw.h"\n#include "kernels/htpw_kernels.h"\n',
+    "".join(f'#include "{header}"\n' for header in HEADERS),
     sources=sources(),
     include_dirs=["csrc"],
     depends=sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h")),

@@ -28,10 +28,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Where a generated kernel lies: operator index, its offset in the cache, its bytes."""
+    """A generated kernel: index of its operator, bytes of its row-major int8 weights."""
 
     op: int
-    cache_offset: int
     bytes: int
 
 
@@ -62,9 +61,7 @@ class Image:
         _native.check(
             lib.htpw_model_open(self._model, ffi.cast("void *", self._buffer.ctypes.data), len(data)), name
         )
-        plan = ffi.new("struct htpw_plan *")
-        _native.check(lib.htpw_plan_memory(self._model, plan), name)
-        self.plan = Plan(plan.arena_bytes, plan.cache_bytes, plan.input_bytes, plan.output_bytes)
+        self.plan = self.plan_for()
         self.parsed: Parsed = parse(self.data, name)
         self._local = threading.local()
 
@@ -77,27 +74,34 @@ class Image:
             raise ImageError(f"{path}: cannot read the image: {error.strerror}") from error
         return cls(data, str(path))
 
+    def plan_for(self, backend: str | None = None) -> Plan:
+        """Memory needs with a backend, which need not be one of this machine: "armv7em_dsp" plans for a Cortex-M4."""
+        plan = ffi.new("struct htpw_plan *")
+        _native.check(lib.htpw_plan_memory(self._model, _native.backend_id(backend), plan), self.name)
+        return Plan(plan.arena_bytes, plan.cache_bytes, plan.input_bytes, plan.output_bytes)
+
     @property
     def generated(self) -> list[Kernel]:
         """The generated kernels, in operator order."""
         info, out = ffi.new("struct htpw_kernel_info *"), []
         for layer in range(self._model.generated_count):
             _native.check(lib.htpw_kernel_info(self._model, layer, info), self.name)
-            out.append(Kernel(info.op, info.cache_offset, info.bytes))
+            out.append(Kernel(info.op, info.bytes))
         return out
 
-    def bind(self, schedule: str = "boot") -> "Context":
-        """A context with memory of its own. `schedule` is "boot" or "lazy"."""
-        return Context(self, schedule)
+    def bind(self, schedule: str = "boot", backend: str | None = None) -> "Context":
+        """A context with memory of its own. `schedule` is "boot" or "lazy", `backend` a name or None for the best here."""
+        return Context(self, schedule, backend)
 
-    def _context(self) -> "Context":
-        if not hasattr(self._local, "context"):
-            self._local.context = self.bind()
-        return self._local.context
+    def _context(self, backend: str | None) -> "Context":
+        contexts = self._local.__dict__.setdefault("contexts", {})
+        if backend not in contexts:
+            contexts[backend] = self.bind(backend=backend)
+        return contexts[backend]
 
-    def kernels(self) -> dict[int, np.ndarray]:
+    def kernels(self, backend: str | None = None) -> dict[int, np.ndarray]:
         """Operator index -> int8 bytes (row-major) of every generated kernel, synthesised by the C library."""
-        return self.bind().kernels()
+        return self.bind(backend=backend).kernels()
 
     def quantise(self, windows: np.ndarray) -> np.ndarray:
         """Real windows (N, H*W*C in any shape) to the input's int8, `clip(rint(x / scale) + zp)` in binary32."""
@@ -107,22 +111,23 @@ class Image:
         q = np.rint(np.asarray(windows, np.float32) / np.float32(info.input_scale)) + np.float32(op.zero_point)
         return np.clip(q, -128, 127).astype(np.int8).reshape(len(windows), op.h, op.w, op.c)
 
-    def run(self, window: np.ndarray) -> np.ndarray:
+    def run(self, window: np.ndarray, backend: str | None = None) -> np.ndarray:
         """Logits (classes,) int8 of one int8 window of shape (H, W, C) or any shape of as many elements."""
-        return self._context().run(window)
+        return self._context(backend).run(window)
 
-    def run_batch(self, windows: np.ndarray, threads: int = 1) -> np.ndarray:
+    def run_batch(self, windows: np.ndarray, threads: int = 1, backend: str | None = None) -> np.ndarray:
         """Logits (N, classes) int8 of int8 windows (N, ...), on `threads` threads (order and bytes don't depend on it)."""
         if threads < 1:
             raise ConfigError(f"threads is {threads}: it must be at least 1")
-        parts = np.array_split(np.ascontiguousarray(windows), threads)
+        windows = np.ascontiguousarray(windows)
         if threads == 1:
-            return self._run_part(parts[0])
+            return self._run_part(windows, backend)
         with ThreadPoolExecutor(threads) as pool:
-            return np.concatenate(list(pool.map(self._run_part, parts)))
+            parts = pool.map(self._run_part, np.array_split(windows, threads), [backend] * threads)
+            return np.concatenate(list(parts))
 
-    def _run_part(self, windows: np.ndarray) -> np.ndarray:
-        context = self._context()
+    def _run_part(self, windows: np.ndarray, backend: str | None) -> np.ndarray:
+        context = self._context(backend)
         out = np.empty((len(windows), self.plan.output), np.int8)
         for i, window in enumerate(windows):
             context.run(window, out[i])
@@ -130,39 +135,49 @@ class Image:
 
 
 class Context:
-    """An image bound to memory of its own; one thread at a time (struct htpw_context)."""
+    """An image bound to memory of its own and a backend; one thread at a time (struct htpw_context).
 
-    def __init__(self, image: Image, schedule: str = "boot") -> None:
+    `arena` and `cache` are uint8 buffers of exactly `plan`'s size; the cache is in the backend's layout.
+    """
+
+    def __init__(self, image: Image, schedule: str = "boot", backend: str | None = None) -> None:
         if schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
-        self.image = image
-        self.arena = _native.aligned(image.plan.arena)
-        self.cache = _native.aligned(image.plan.cache)
+        self.image, self.plan = image, image.plan_for(backend)
+        self.arena = _native.aligned(self.plan.arena)
+        self.cache = _native.aligned(self.plan.cache)
         self._context = ffi.new("struct htpw_context *")
         _native.check(
             lib.htpw_bind(
                 self._context,
                 image._model,
+                _native.backend_id(backend),
                 ffi.cast("void *", self.arena.ctypes.data),
-                image.plan.arena,
+                self.plan.arena,
                 ffi.cast("void *", self.cache.ctypes.data),
-                image.plan.cache,
+                self.plan.cache,
                 SCHEDULES[schedule],
             ),
-            image.name,
+            f"{image.name}: backend {backend or 'best'}",
         )
 
     def synthesise(self, layer: int) -> np.ndarray:
-        """Synthesises generated kernel `layer` again and returns its int8 bytes."""
+        """Synthesises generated kernel `layer` again and returns its row-major int8 bytes."""
         _native.check(lib.htpw_synth_layer(self._context, layer), f"{self.image.name}: generated kernel {layer}")
-        return self._kernel(self.image.generated[layer])
+        return self.kernel(layer)
 
-    def _kernel(self, kernel: Kernel) -> np.ndarray:
-        return self.cache[kernel.cache_offset : kernel.cache_offset + kernel.bytes].view(np.int8).copy()
+    def kernel(self, layer: int) -> np.ndarray:
+        """Row-major int8 bytes of generated kernel `layer`, out of the cache (synthesised first if it is not there)."""
+        what = f"{self.image.name}: generated kernel {layer}"
+        info = ffi.new("struct htpw_kernel_info *")
+        _native.check(lib.htpw_kernel_info(self.image._model, layer, info), what)
+        out = np.empty(info.bytes, np.int8)
+        _native.check(lib.htpw_kernel_read(self._context, layer, _native.int8_pointer(out), out.size), what)
+        return out
 
     def kernels(self) -> dict[int, np.ndarray]:
-        """Operator index -> int8 bytes of the generated kernels as they lie in the cache."""
-        return {k.op: self._kernel(k) for k in self.image.generated}
+        """Operator index -> row-major int8 bytes of every generated kernel."""
+        return {k.op: self.kernel(layer) for layer, k in enumerate(self.image.generated)}
 
     def run(self, window: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong."""

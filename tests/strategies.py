@@ -7,9 +7,9 @@ A `Call` is a function name of the common signature with its arguments, so one t
         assert same_bytes(call.run(one_module), call.run(another))
 
 All calls are valid in the sense of docs/SPEC.md section 7: no sum leaves +-2^30, and no shifted sum either. Within
-that they go for the edges: sizes around vector lanes, odd channels, one-sided padding, windows outside the input,
-extremes of multiplier, shift, bias, zero point and clamp. Tensors come from a drawn kind and seed, not element by
-element.
+that they go for the edges: sizes around vector lanes, odd channels, one-sided padding, windows outside the input, and
+in at most two of the aspects of `ASPECTS` at a time, extremes; in the others values are such that the results spread
+over int8 and a wrong sum or rounding shows. Tensors come from a drawn kind and seed, not element by element.
 
 The profile is named by the environment variable HYPOTHESIS_PROFILE: `default` repeats the same examples in every run;
 `deep` runs a hundred times as many, new ones each time.
@@ -89,7 +89,11 @@ clamps = st.one_of(
 )
 
 
-# Tensors.
+# Tensors and scales. What is not extreme in a call is usual.
+
+ASPECTS = ("tensor", "scale", "bias", "offset", "clamp")
+extremes = st.sets(st.sampled_from(ASPECTS), max_size=2)
+Extreme = set[str]
 
 
 def fill(kind: str, seed: int, shape: tuple[int, ...], low: int, high: int) -> np.ndarray:
@@ -105,42 +109,52 @@ def fill(kind: str, seed: int, shape: tuple[int, ...], low: int, high: int) -> n
 
 
 @st.composite
-def tensors(draw: st.DrawFn, shape: tuple[int, ...], low: int = -128, high: int = 127) -> np.ndarray:
-    """int8 tensors of one shape: random, constant at an extreme, or random extremes."""
-    kind = draw(st.sampled_from(("random", "random", "low", "high", "extremes")))
+def tensors(draw: st.DrawFn, shape: tuple[int, ...], extreme: Extreme, low: int = -128, high: int = 127) -> np.ndarray:
+    """int8 tensors of one shape: random, or constant at an extreme, or random extremes."""
+    kind = draw(st.sampled_from(("extremes", "low", "high"))) if "tensor" in extreme else "random"
     return fill(kind, draw(seeds), shape, low, high)
 
 
 @st.composite
-def scales(draw: st.DrawFn, channels: int, bound: int, array: bool = True) -> tuple[Any, Any, Any]:
-    """(bias, multiplier, shift) of a layer whose sums without bias stay within +-bound.
+def scales(
+    draw: st.DrawFn, channels: int, products: int, largest: int, extreme: Extreme, array: bool = True
+) -> tuple[Any, Any, Any]:
+    """(bias, multiplier, shift) of a layer whose sums have `products` terms with weights up to `largest`.
 
-    Shifts mostly put the results in the range of int8, where rounding shows; multipliers and shifts are arrays, or
-    integers if not `array`.
+    Multipliers and shifts are arrays, or integers if not `array`.
     """
     rng = np.random.default_rng(draw(seeds))
-    limit = SUM_LIMIT - bound
-    peak = draw(st.sampled_from((None, 0, min(1000, limit), limit)))
-    bias = None if peak is None else rng.integers(-peak, peak, channels, np.int64, endpoint=True).astype(np.int32)
-    if peak == limit:
-        bias[:] = limit * np.where(rng.integers(0, 2, channels), 1, -1)
-    if draw(st.booleans()):
-        typical = 7 - int(bound).bit_length()
-        shift = rng.integers(max(typical - 1, -31), typical + 3, channels, np.int32, endpoint=True)
+    bound, spread = products * 255 * largest, int(40 * largest * products**0.5)
+    peak = min(2 * spread, SUM_LIMIT - bound)
+    bias = rng.integers(-peak, peak, channels, np.int64, endpoint=True)
+    if "bias" in extreme:
+        peak = SUM_LIMIT - bound
+        bias = draw(st.sampled_from((0, peak, None)))
+        bias = None if bias is None else bias * rng.choice(np.array([-1, 1], np.int64), channels)
+    bias = None if bias is None else bias.astype(np.int32)
+    if "scale" in extreme:
+        shift = np.full(channels, draw(shifts))
+        multiplier = np.array([draw(multipliers) for _ in range(min(channels, 3))])[np.arange(channels) % 3]
     else:
-        shift = np.full(channels, draw(shifts), np.int32)
-    headroom = (SUM_LIMIT // (bound + (peak or 0))).bit_length() - 1
-    shift = np.minimum(shift, headroom).astype(np.int32)
-    multiplier = np.array([draw(multipliers) for _ in range(min(channels, 3))], np.int32)[np.arange(channels) % 3]
+        shift = 7 - spread.bit_length() + rng.integers(-1, 2, channels)
+        multiplier = rng.integers(2**30, 2**31, channels)
+    headroom = (SUM_LIMIT // (bound + peak)).bit_length() - 1
+    multiplier, shift = multiplier.astype(np.int32), np.minimum(shift, headroom).astype(np.int32)
     return (bias, multiplier, shift) if array else (bias, int(multiplier[0]), int(shift[0]))
 
 
 @st.composite
-def outputs(draw: st.DrawFn) -> dict[str, int]:
+def clamp_keywords(draw: st.DrawFn, extreme: Extreme) -> dict[str, int]:
+    act_min, act_max = draw(clamps) if "clamp" in extreme else (-128, 127)
+    return {"act_min": act_min, "act_max": act_max}
+
+
+@st.composite
+def outputs(draw: st.DrawFn, extreme: Extreme) -> dict[str, int]:
     """Offsets and clamp of a layer."""
-    act_min, act_max = draw(clamps)
-    offsets = {"input_offset": draw(input_offsets), "output_offset": draw(output_offsets)}
-    return {**offsets, "act_min": act_min, "act_max": act_max}
+    usual = st.integers(-9, 9)
+    first, last = (input_offsets, output_offsets) if "offset" in extreme else (usual, usual)
+    return {"input_offset": draw(first), "output_offset": draw(last), **draw(clamp_keywords(extreme))}
 
 
 class Axis(NamedTuple):
@@ -191,13 +205,13 @@ def weight_range(bits: int) -> tuple[int, int]:
 @st.composite
 def conv_calls(draw: st.DrawFn, bits: int = 8, grouped: bool = True) -> Call:
     """conv_s8 and conv_s4; groups are drawn if `grouped`."""
-    vertical, horizontal = draw(axes()), draw(axes())
-    groups = draw(st.sampled_from((1, 1, 2, 3))) if grouped else 1
+    vertical, horizontal, extreme = draw(axes()), draw(axes()), draw(extremes)
+    groups = draw(st.sampled_from((1, 2, 3))) if grouped else 1
     in_g, out_c = draw(small_sizes if groups > 1 else sizes), groups * draw(small_sizes)
-    x = draw(tensors((draw(st.integers(1, 2)), vertical.size, horizontal.size, groups * in_g)))
-    w = draw(tensors((out_c, vertical.kernel, horizontal.kernel, in_g), *weight_range(bits)))
-    scale = draw(scales(out_c, w[0].size * 255 << (bits - 1)))
-    keywords = window_keywords(vertical, horizontal) | draw(outputs())
+    x = draw(tensors((draw(st.integers(1, 2)), vertical.size, horizontal.size, groups * in_g), extreme))
+    w = draw(tensors((out_c, vertical.kernel, horizontal.kernel, in_g), extreme, *weight_range(bits)))
+    scale = draw(scales(out_c, w[0].size, 1 << (bits - 1), extreme))
+    keywords = window_keywords(vertical, horizontal) | draw(outputs(extreme))
     if bits == 8:
         return Call("conv_s8", (x, w, *scale), keywords)
     return Call("conv_s4", (x, pack_s4(w), *scale), {**keywords, "kernel": w.shape[1:3]})
@@ -206,23 +220,23 @@ def conv_calls(draw: st.DrawFn, bits: int = 8, grouped: bool = True) -> Call:
 @st.composite
 def conv1x1_calls(draw: st.DrawFn, bits: int = 8) -> Call:
     """conv1x1_s8 and conv1x1_s4; odd and even row counts."""
-    in_c, out_c = draw(sizes), draw(sizes)
-    x = draw(tensors((draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 5)), in_c)))
-    w = draw(tensors((out_c, in_c), *weight_range(bits)))
-    scale = draw(scales(out_c, in_c * 255 << (bits - 1)))
-    return Call(f"conv1x1_s{bits}", (x, w if bits == 8 else pack_s4(w), *scale), draw(outputs()))
+    in_c, out_c, extreme = draw(sizes), draw(sizes), draw(extremes)
+    x = draw(tensors((draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 5)), in_c), extreme))
+    w = draw(tensors((out_c, in_c), extreme, *weight_range(bits)))
+    scale = draw(scales(out_c, in_c, 1 << (bits - 1), extreme))
+    return Call(f"conv1x1_s{bits}", (x, w if bits == 8 else pack_s4(w), *scale), draw(outputs(extreme)))
 
 
 @st.composite
 def depthwise_calls(draw: st.DrawFn, bits: int = 8) -> Call:
     """depthwise_s8 and depthwise_s4; channel multipliers 1 to 3."""
-    vertical, horizontal = draw(axes()), draw(axes())
+    vertical, horizontal, extreme = draw(axes()), draw(axes()), draw(extremes)
     in_c = draw(sizes)
-    out_c = in_c * draw(st.sampled_from((1, 1, 2, 3)))
-    x = draw(tensors((draw(st.integers(1, 2)), vertical.size, horizontal.size, in_c)))
-    w = draw(tensors((1, vertical.kernel, horizontal.kernel, out_c), *weight_range(bits)))
-    scale = draw(scales(out_c, vertical.kernel * horizontal.kernel * 255 << (bits - 1)))
-    keywords = window_keywords(vertical, horizontal) | draw(outputs())
+    out_c = in_c * draw(st.sampled_from((1, 2, 3)))
+    x = draw(tensors((draw(st.integers(1, 2)), vertical.size, horizontal.size, in_c), extreme))
+    w = draw(tensors((1, vertical.kernel, horizontal.kernel, out_c), extreme, *weight_range(bits)))
+    scale = draw(scales(out_c, vertical.kernel * horizontal.kernel, 1 << (bits - 1), extreme))
+    keywords = window_keywords(vertical, horizontal) | draw(outputs(extreme))
     if bits == 8:
         return Call("depthwise_s8", (x, w, *scale), keywords)
     return Call("depthwise_s4", (x, pack_s4(w), *scale), {**keywords, "kernel": w.shape[1:3]})
@@ -231,49 +245,55 @@ def depthwise_calls(draw: st.DrawFn, bits: int = 8) -> Call:
 @st.composite
 def fully_connected_calls(draw: st.DrawFn, bits: int = 8) -> Call:
     """fully_connected_s8 and _s4, per tensor or per channel."""
-    in_c, out_c = draw(sizes), draw(sizes)
-    x = draw(tensors((draw(st.integers(1, 3)), in_c)))
-    w = draw(tensors((out_c, in_c), *weight_range(bits)))
-    scale = draw(scales(out_c, in_c * 255 * (255 if bits == 8 else 8), array=draw(st.booleans())))
+    in_c, out_c, extreme, array = draw(sizes), draw(sizes), draw(extremes), draw(st.booleans())
+    x = draw(tensors((draw(st.integers(1, 3)), in_c), extreme))
+    w = draw(tensors((out_c, in_c), extreme, *weight_range(bits)))
+    keywords = draw(outputs(extreme))
+    scale = draw(scales(out_c, in_c, 255 if bits == 8 else 8, extreme, array))
     if bits == 8:
-        return Call("fully_connected_s8", (x, w, *scale), draw(outputs()) | {"filter_offset": draw(input_offsets)})
-    return Call("fully_connected_s4", (x, pack_s4(w), *scale), draw(outputs()) | {"rows": out_c})
+        offset = draw(input_offsets if "offset" in extreme else st.integers(-9, 9))
+        return Call("fully_connected_s8", (x, w, *scale), {**keywords, "filter_offset": offset})
+    return Call("fully_connected_s4", (x, pack_s4(w), *scale), {**keywords, "rows": out_c})
 
 
 @st.composite
 def pool_calls(draw: st.DrawFn, name: str) -> Call:
     """avgpool_s8 or maxpool_s8."""
-    vertical, horizontal = draw(axes(pool=True)), draw(axes(pool=True))
-    x = draw(tensors((draw(st.integers(1, 2)), vertical.size, horizontal.size, draw(sizes))))
+    vertical, horizontal, extreme = draw(axes(pool=True)), draw(axes(pool=True)), draw(extremes)
+    x = draw(tensors((draw(st.integers(1, 2)), vertical.size, horizontal.size, draw(sizes)), extreme))
     keywords = window_keywords(vertical, horizontal) | {"kernel": (vertical.kernel, horizontal.kernel)}
     del keywords["dilation"]
-    act_min, act_max = draw(clamps)
-    return Call(name, (x,), keywords | {"act_min": act_min, "act_max": act_max})
+    return Call(name, (x,), keywords | draw(clamp_keywords(extreme)))
 
 
 @st.composite
 def elementwise_calls(draw: st.DrawFn, name: str) -> Call:
-    """add_s8 or mul_s8. Shifts of add are those of two factors below 1 and one above, so no term leaves int32."""
-    shape = (draw(sizes), draw(st.integers(1, 5)))
-    act_min, act_max = draw(clamps)
-    keywords = {"input1_offset": draw(input_offsets), "input2_offset": draw(input_offsets)}
-    keywords |= {"out_offset": draw(output_offsets), "out_mult": draw(multipliers)}
-    keywords |= {"act_min": act_min, "act_max": act_max}
+    """add_s8 or mul_s8. Each factor of an input of add is below 1, so that no term leaves int32."""
+    shape, extreme = (draw(sizes), draw(st.integers(1, 5))), draw(extremes)
+    usual = st.integers(-9, 9)
+    first, last = (input_offsets, output_offsets) if "offset" in extreme else (usual, usual)
+    m = multipliers if "scale" in extreme else st.integers(2**30, 2**31 - 1)
+    keywords = {"input1_offset": draw(first), "input2_offset": draw(first), "out_offset": draw(last)}
+    keywords |= {"out_mult": draw(m), **draw(clamp_keywords(extreme))}
     if name == "add_s8":
-        terms = st.one_of(st.sampled_from((0, -1, -31)), st.integers(-8, 0))
+        factors = (
+            st.one_of(st.sampled_from((0, -1, -31)), st.integers(-8, 0)) if "scale" in extreme else st.integers(-2, 0)
+        )
         left_shift = draw(st.integers(16, 22))
-        keywords |= {"input1_mult": draw(multipliers), "input1_shift": draw(terms), "left_shift": left_shift}
-        keywords |= {"input2_mult": draw(multipliers), "input2_shift": draw(terms)}
-        keywords |= {"out_shift": draw(st.one_of(terms, st.integers(-left_shift - 1, 2 - left_shift)))}
+        keywords |= {"input1_mult": draw(m), "input1_shift": draw(factors), "left_shift": left_shift}
+        keywords |= {"input2_mult": draw(m), "input2_shift": draw(factors)}
+        keywords |= {"out_shift": draw(factors if "scale" in extreme else st.integers(-left_shift, 1 - left_shift))}
     else:
-        keywords |= {"out_shift": draw(st.one_of(st.integers(-10, 13), st.just(-31)))}
-    return Call(name, (draw(tensors(shape)), draw(tensors(shape))), keywords)
+        keywords |= {"out_shift": draw(st.sampled_from((-31, 0, 13)) if "scale" in extreme else st.integers(-8, -5))}
+    return Call(name, (draw(tensors(shape, extreme)), draw(tensors(shape, extreme))), keywords)
 
 
 @st.composite
 def softmax_calls(draw: st.DrawFn) -> Call:
     """softmax_s8 with the smallest difference that TFLite derives from the shift, or none at all."""
-    x = draw(tensors((draw(st.integers(1, 3)), draw(st.one_of(sizes, st.just(511))))))
-    shift = draw(st.integers(0, 30))
-    diff_min = draw(st.sampled_from((-((31 << 26) >> shift), 0)))
-    return Call("softmax_s8", (x,), {"mult": draw(multipliers), "shift": shift, "diff_min": diff_min})
+    extreme = draw(extremes)
+    x = draw(tensors((draw(st.integers(1, 3)), draw(st.one_of(sizes, st.just(511)))), extreme))
+    shift = draw(st.integers(0, 30) if "scale" in extreme else st.integers(19, 24))
+    diff_min = 0 if "clamp" in extreme else -((31 << 26) >> shift)
+    multiplier = draw(multipliers if "scale" in extreme else st.integers(2**30, 2**31 - 1))
+    return Call("softmax_s8", (x,), {"mult": multiplier, "shift": shift, "diff_min": diff_min})

@@ -53,34 +53,61 @@ def test_numpy_and_c_agree(model, seed):
     assert np.array_equal(image.run_batch(x), reference.run(told, x))
 
 
-@given(random_images.models(), seeds)
-def test_schedules_agree_and_memory_is_respected(model, seed):
-    """Boot, lazy and single-layer synthesis give the same bytes, in buffers of exactly the planned size."""
+@given(random_images.models(), seeds, st.sampled_from(_native.available_backends()))
+def test_schedules_agree_and_memory_is_respected(model, seed, backend):
+    """Boot, lazy and single-layer synthesis give the same bytes, in buffers of exactly the planned size, on every backend."""
     image = Image(write(model))
+    plan = image.plan_for(backend)
     x = random_images.inputs(model, 1, seed)[0]
+    kernels = image.kernels("portable")
     guard = 64
-    logits = []
+    logits = [image.run(x, "portable")]
     for schedule in (0, 1):
-        sizes = {"arena": image.plan.arena, "cache": image.plan.cache, "out": image.plan.output}
+        sizes = {"arena": plan.arena, "cache": plan.cache, "out": plan.output}
         buffers = {}
         for name, size in sizes.items():
             buffers[name] = _native.aligned(size + 2 * guard)
             buffers[name][:] = 0xA5
         start = {name: ffi.cast("uint8_t *", b.ctypes.data) + guard for name, b in buffers.items()}
         context = ffi.new("struct htpw_context *")
-        assert lib.htpw_bind(context, image._model, start["arena"], sizes["arena"], start["cache"], sizes["cache"], schedule) == 0
+        memory = (start["arena"], sizes["arena"], start["cache"], sizes["cache"])
+        assert lib.htpw_bind(context, image._model, _native.backend_id(backend), *memory, schedule) == 0
         out = ffi.cast("int8_t *", start["out"])
         assert lib.htpw_run(context, _native.int8_pointer(x), x.size, out, sizes["out"]) == 0
-        for layer in range(len(image.generated)):
+        for layer, k in enumerate(image.generated):
             assert lib.htpw_synth_layer(context, layer) == 0
+            made = np.empty(k.bytes, np.int8)
+            assert lib.htpw_kernel_read(context, layer, _native.int8_pointer(made), made.size) == 0
+            assert np.array_equal(made, kernels[k.op])
         for name, b in buffers.items():
             used = sizes[name]
             assert (b[:guard] == 0xA5).all() and (b[guard + used :] == 0xA5).all(), f"{name} overrun"
-        logits.append(buffers["out"][guard : guard + sizes["out"]].copy())
-        cache = buffers["cache"][guard : guard + sizes["cache"]].view(np.int8)
-        for k in image.generated:
-            assert np.array_equal(cache[k.cache_offset : k.cache_offset + k.bytes], image.kernels()[k.op])
-    assert np.array_equal(*logits)
+        logits.append(buffers["out"][guard : guard + sizes["out"]].view(np.int8).copy())
+    assert all(np.array_equal(logits[0], other) for other in logits[1:])
+
+
+@given(st.integers(1, 70), st.integers(1, 70), seeds)
+def test_layouts_are_one_to_one(rows, cols, seed):
+    """Every backend's layout, written in pieces, gives the row-major weights back and keeps to its size."""
+    w = random_images.values(np.random.default_rng(seed), (rows, cols)).astype(np.int8)
+    for backend in _native.BACKENDS.values():
+        layout = ffi.addressof(lib.htpw_backend_rule(backend), "layout")
+        size = lib.htpw_layout_bytes(layout, rows, cols)
+        packed = _native.aligned(size + 64)
+        packed[:] = 0xA5
+        at = ffi.cast("void *", packed.ctypes.data)
+        lib.htpw_layout_clear(layout, rows, cols, at)
+        for first in range(0, w.size, 37):
+            part = w.ravel()[first : first + 37].copy()
+            lib.htpw_layout_put(layout, cols, first, part.size, _native.int8_pointer(part), at)
+        lib.htpw_layout_finish(layout, rows, cols, at)
+        back = np.empty_like(w)
+        lib.htpw_layout_get(layout, rows, cols, at, _native.int8_pointer(back))
+        assert np.array_equal(back, w) and (packed[size:] == 0xA5).all()
+        if layout.sums:
+            padded = -(-rows // layout.out_block) * layout.out_block
+            sums = packed[size - 4 * padded : size].view(np.int32)
+            assert np.array_equal(sums[:rows], w.sum(1, dtype=np.int32)) and not sums[rows:].any()
 
 
 @given(random_images.models())
@@ -121,15 +148,14 @@ def test_after_boot_no_generator_byte_is_read(image_bytes):
     for schedule in ("boot", "lazy"):
         image = Image(image_bytes)
         x = random_images.values(np.random.default_rng(3), image.plan.input).astype(np.int8)
-        before = image.run(x)
+        before, kernels = image.run(x), image.kernels()
         context = image.bind(schedule)
         for tag in ("GENR", "HEAD", "CODE"):
             offset, length = image.parsed.sections[tag]
             image._buffer[offset : offset + length] ^= 0x5A
-        kernels = context.kernels()
         results[schedule] = np.array_equal(context.run(x), before)
-        changed = any((context.kernels()[op] != k).any() for op, k in kernels.items())
-        assert changed == (schedule == "lazy")
+        same = all(np.array_equal(context.kernels()[op], k) for op, k in kernels.items())
+        assert same == (schedule == "boot")
     assert results["boot"]
 
 
@@ -236,10 +262,11 @@ def test_misuse_is_refused(image_bytes):
     at = ffi.cast("uint8_t *", memory.ctypes.data)
     arena, cache = image.plan.arena, image.plan.cache
     codes = {
-        "ARENA": (at, arena - 1, at + arena, cache, 0),
-        "CACHE": (at, arena, at + arena, cache - 1, 0),
-        "ALIGNMENT": (at + 1, arena, at + arena, cache, 0),
-        "ARGUMENT": (at, arena, at + arena, cache, 7),
+        "ARENA": (0, at, arena - 1, at + arena, cache, 0),
+        "CACHE": (0, at, arena, at + arena, cache - 1, 0),
+        "ALIGNMENT": (0, at + 1, arena, at + arena, cache, 0),
+        "ARGUMENT": (0, at, arena, at + arena, cache, 7),
+        "BACKEND": (99, at, arena, at + arena, cache, 0),
     }
     for name, arguments in codes.items():
         code = lib.htpw_bind(context, image._model, *arguments)

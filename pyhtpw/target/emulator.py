@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyhtpw.errors import ConfigError, ToolError
+from pyhtpw.errors import ConfigError, MissingToolError, ToolError
 from pyhtpw.target import toolchain
 from pyhtpw.target.worker import receive, send
 
@@ -162,7 +162,7 @@ class Emulator:
     def _exception(self, reply: dict[str, Any], what: str) -> Exception:
         kind, text = reply["error"], reply["text"]
         if kind == "tool":
-            return ToolError(text)
+            return MissingToolError(text)
         if kind == "argument":
             return ConfigError(text)
         parts = [f"{self.elf.cpu.name}: {what or kind}: {text}"]
@@ -258,7 +258,15 @@ class Emulator:
         self.instructions, self.stack_bytes = reply["instructions"], reply["stack"]
         return reply["r0"] - (1 << 32) if reply["r0"] >> 31 else reply["r0"]
 
-    def open(self, image: bytes, name: str = "image", schedule: str = "boot", *, count: bool = True) -> "TargetModel":
+    def open(
+        self,
+        image: bytes,
+        name: str = "image",
+        schedule: str = "boot",
+        *,
+        backend: str | None = None,
+        count: bool = True,
+    ) -> "TargetModel":
         """Opens and binds an image on the emulated core: see `pyhtpw.target.model.TargetModel`.
 
         Raises
@@ -268,4 +276,4 @@ class Emulator:
         """
         from pyhtpw.target.model import TargetModel
 
-        return TargetModel(self, image, name, schedule, count=count)
+        return TargetModel(self, image, name, schedule, backend=backend, count=count)

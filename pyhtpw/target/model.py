@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyhtpw._native import check
+from pyhtpw._native import backend_id, check
 from pyhtpw.errors import ConfigError, ImageError
 from pyhtpw.model import SCHEDULES, Kernel, Plan
 
@@ -40,10 +40,20 @@ class TargetModel:
         Of the subclass that belongs to the library's error code.
     """
 
-    def __init__(self, emulator: "Emulator", image: bytes, name: str, schedule: str, *, count: bool = True) -> None:
+    def __init__(
+        self,
+        emulator: "Emulator",
+        image: bytes,
+        name: str,
+        schedule: str,
+        *,
+        backend: str | None = None,
+        count: bool = True,
+    ) -> None:
         if schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
         self.emulator, self.name, self.schedule = emulator, name, schedule
+        self._backend = backend_id(backend)
         self.stack_bytes = 0
         self.inference_instructions: int | None = None
         self._count = count
@@ -62,17 +72,18 @@ class TargetModel:
         emulator.write(self.image_address, image)
         self._model = self._alloc("model", emulator.call("htpw_sizeof_model"), 8)
         self._context = self._alloc("context", emulator.call("htpw_sizeof_context"), 8)
-        self._words = self._alloc("plan", 16, 4)  # struct htpw_plan: 4 u32, struct htpw_kernel_info: 3
+        self._words = self._alloc("plan", 16, 4)  # struct htpw_plan: 4 u32, struct htpw_kernel_info: 2
         self._call("htpw_model_open", self._model, self.image_address, len(image), count=self._count)
         self.open_instructions = emulator.instructions
-        self._call("htpw_plan_memory", self._model, self._words)
+        self._call("htpw_plan_memory", self._model, self._backend, self._words)
         self.plan = Plan(*struct.unpack("<4I", emulator.read(self._words, 16)))
         self.arena_address = self._alloc("arena", max(self.plan.arena, 1), 4)
         self.cache_address = self._alloc("cache", self.plan.cache, 4) if self.plan.cache else 0
         self._input = self._alloc("input", self.plan.input, 1)
         self._output = self._alloc("logits", self.plan.output, 1)
         arena, cache = (self.arena_address, self.plan.arena), (self.cache_address, self.plan.cache)
-        self._call("htpw_bind", self._context, self._model, *arena, *cache, SCHEDULES[self.schedule], count=self._count)
+        memory = (self._backend, *arena, *cache, SCHEDULES[self.schedule])
+        self._call("htpw_bind", self._context, self._model, *memory, count=self._count)
         self.synthesis_instructions = emulator.instructions
 
     def close(self) -> None:
@@ -98,6 +109,12 @@ class TargetModel:
         return check(code, self.name)
 
     @property
+    def backend(self) -> str:
+        """Name of the backend that the program runs the image with."""
+        address = self.emulator.call("htpw_backend_name", self._backend) & 0xFFFFFFFF
+        return self.emulator.read(address, 24).split(b"\0")[0].decode()
+
+    @property
     def generated(self) -> list[Kernel]:
         """The generated kernels, in operator order, as the core reports them."""
         found: list[Kernel] = []
@@ -106,15 +123,17 @@ class TargetModel:
                 self._call("htpw_kernel_info", self._model, len(found), self._words)
             except ImageError:  # the number past the last is refused, and nothing else can be
                 return found
-            found.append(Kernel(*struct.unpack("<3I", self.emulator.read(self._words, 12))))
+            found.append(Kernel(*struct.unpack("<2I", self.emulator.read(self._words, 8))))
 
     def kernels(self) -> dict[int, np.ndarray]:
-        """Operator index -> int8 bytes (row-major) of the generated kernels, as they lie in the emulated cache.
-
-        With the schedule "lazy" they are zero until the first `run`.
-        """
-        read = self.emulator.read
-        return {k.op: np.frombuffer(read(self.cache_address + k.cache_offset, k.bytes), np.int8) for k in self.generated}
+        """Operator index -> row-major int8 bytes of the generated kernels, read out of the emulated cache by the library."""
+        found = {}
+        for layer, kernel in enumerate(self.generated):
+            address = self._alloc("kernel", kernel.bytes, 1)
+            self._call("htpw_kernel_read", self._context, layer, address, kernel.bytes)
+            found[kernel.op] = np.frombuffer(self.emulator.read(address, kernel.bytes), np.int8)
+            self.emulator.free(self._buffers.pop())
+        return found
 
     def run(self, window: np.ndarray) -> np.ndarray:
         """Logits (classes,) int8 of one int8 window of shape (H, W, C) or any shape of as many elements.

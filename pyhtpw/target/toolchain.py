@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyhtpw.errors import ConfigError, ToolError
+from pyhtpw.errors import ConfigError, MissingToolError, ToolError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -134,7 +134,7 @@ def find_compiler(compiler: str = "auto") -> Compiler:
     ------
     ConfigError
         If `compiler` is none of the three.
-    ToolError
+    MissingToolError
         If there is none; the message says what to type.
     """
     if compiler not in ("auto", "gcc", "clang"):
@@ -146,12 +146,12 @@ def find_compiler(compiler: str = "auto") -> Compiler:
         if named:
             raise ToolError(f"HTPW_ARM_GCC is {named!r}, which is not a compiler that runs: correct or unset it")
         if compiler == "gcc":
-            raise ToolError("arm-none-eabi-gcc is missing: type 'apt-get install gcc-arm-none-eabi' or set HTPW_ARM_GCC")
+            raise MissingToolError("arm-none-eabi-gcc is missing: type 'apt-get install gcc-arm-none-eabi' or set HTPW_ARM_GCC")
     if found := _clang():
         return found
     if compiler == "clang":
-        raise ToolError(f"the ziglang wheel is missing: type '{sys.executable} -m pip install ziglang'")
-    raise ToolError(f"no cross compiler for Arm: {INSTALL}")
+        raise MissingToolError(f"the ziglang wheel is missing: type '{sys.executable} -m pip install ziglang'")
+    raise MissingToolError(f"no cross compiler for Arm: {INSTALL}")
 
 
 def _version(distribution: str) -> str | None:
@@ -248,7 +248,7 @@ class Elf:
 
 def sources() -> list[Path]:
     """The C files of the library. Raises ToolError where the package was installed without them."""
-    found = sorted([*CSRC.glob("*.c"), *CSRC.glob("kernels/*.c")])
+    found = sorted(p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in CSRC.glob(pattern))
     if not found:
         raise ToolError(f"{CSRC} has no C files: building for Cortex-M needs a checkout of the project, not only its wheel")
     return found
@@ -349,7 +349,7 @@ def read_elf(path: Path, cpu: Cpu, compiler: Compiler, opt: str) -> Elf:
     try:
         from elftools.elf.elffile import ELFFile
     except ImportError as error:
-        raise ToolError(f"pyelftools is missing: type '{sys.executable} -m pip install pyelftools'") from error
+        raise MissingToolError(f"pyelftools is missing: type '{sys.executable} -m pip install pyelftools'") from error
     with path.open("rb") as file:
         elf = ELFFile(file)
         sizes = dict.fromkeys((".text", ".rodata", ".data", ".bss"), 0)

@@ -1,0 +1,75 @@
+/* htpw_backend.h - what a backend is: a set of kernels, the layout it wants cached kernels in, and the scratch it needs.
+ *
+ * The portable kernels are the definition. A backend gives the same bytes for every argument that SPEC section 7 allows,
+ * is compiled only where the compiler's feature macros (or, on x86, the build) say so, and can be switched off with
+ * HTPW_CONFIG_NO_<BACKEND>. Which backend runs is decided in one place, htpw_backend_best; the memory plan and the run
+ * both take sizes from the functions below, so they cannot disagree.
+ */
+#ifndef HTPW_BACKEND_H
+#define HTPW_BACKEND_H
+
+#include "../htpw.h"
+#include "../kernels/htpw_kernels.h"
+
+/* Where weight (o, i) of a matrix w[out_c][in_c] lies in the cache. The matrix is cut into blocks of out_block rows; a block
+ * is stored in steps of in_block columns; one step holds out_block x in_block weights, row after row:
+ *     element ((o/out_block * steps + i/in_block) * out_block + o%out_block) * in_block + order(i%in_block)
+ * with steps = ceil(in_c/in_block). Rows and columns that only fill up a block are 0. With `sums`, int32 sums of each row's
+ * weights follow, one per row of the filled-up matrix. Row-major int8 is {1, 1, 1, 0, 0}. */
+struct htpw_layout {
+    uint8_t out_block, in_block; /* in_block is 1, 2, 4 or a multiple of 4 */
+    uint8_t bytes;               /* of one weight: 1, or 2 if widened to int16 */
+    uint8_t pairs;               /* 1: within four columns the order is 0, 2, 1, 3, so that SXTB16 yields (0,1), (2,3) */
+    uint8_t sums;                /* 1: row sums follow the weights */
+};
+
+/* Memory rule of a backend: pure arithmetic, known on every machine, so that a host can plan for a target. */
+struct htpw_backend_rule {
+    struct htpw_layout layout; /* of generated conv1x1 and fc kernels; other kernels are cached row-major */
+    uint8_t row_block;         /* rows of x that conv, conv1x1, fc and matmul widen at one time; 0: no scratch */
+    uint8_t depthwise_bytes;   /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
+};
+
+/* Kernels of a backend. Arguments as in htpw_kernels.h; `scratch` has htpw_backend_scratch bytes, 4-byte aligned, content
+ * free. x, w and y have no alignment. `packed` is 4-byte aligned and in the rule's layout. */
+struct htpw_backend {
+    int id; /* enum htpw_backend_id */
+    void (*conv)(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
+                 const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+    void (*depthwise)(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
+                      const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+    /* w[out_c][in_c] row-major: stored kernels in flash; fc is the same with its batch as rows, filter offset 0 */
+    void (*conv1x1)(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                    const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+    /* the same product with the kernel in the cache layout */
+    void (*packed)(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                   const int8_t *x, const void *packed, const int32_t *bias, void *scratch, int8_t *y);
+    void (*add)(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
+    void (*avgpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
+    void (*maxpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
+};
+
+/* The rule of backend `id`; NULL if there is no such id. HTPW_BACKEND_BEST is resolved. */
+const struct htpw_backend_rule *htpw_backend_rule(int id);
+
+/* The kernels of backend `id`; NULL if this build or this CPU has them not. */
+const struct htpw_backend *htpw_backend_get(int id);
+
+/* Scratch bytes of a convolution-like kernel with `products` products per output, or of a depthwise one of `taps` taps. */
+uint32_t htpw_backend_scratch(const struct htpw_backend_rule *rule, uint32_t products);
+uint32_t htpw_backend_depthwise_scratch(const struct htpw_backend_rule *rule, uint32_t taps, uint32_t channels);
+
+/* Bytes of a packed w[out_c][in_c]; < 2^27 for any kernel that an image can hold. */
+uint32_t htpw_layout_bytes(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c);
+
+/* Puts `count` row-major weights, the first of flat index `first`, into their places. Untouched places keep their value:
+ * begin with htpw_layout_clear, end with htpw_layout_finish, which makes the sums. */
+void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed);
+void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
+                     void *packed);
+void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed);
+
+/* The row-major int8 weights back from their layout: the logical bytes on which all tellings agree. */
+void htpw_layout_get(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, const void *packed, int8_t *w);
+
+#endif
