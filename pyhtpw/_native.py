@@ -58,6 +58,11 @@ def backend_id(name: str | None) -> int:
     return BACKENDS[name]
 
 
+def backend_name(name: str | None = None) -> str:
+    """Name of the backend that `name` stands for: of the best one for None."""
+    return ffi.string(lib.htpw_backend_name(backend_id(name))).decode()
+
+
 def available_backends() -> list[str]:
     """Names of the backends that this build and this CPU have, portable first."""
     return [name for name, i in BACKENDS.items() if lib.htpw_backend_is_available(i)]

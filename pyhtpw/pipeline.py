@@ -155,7 +155,8 @@ def verify_stage(
     compiler: str = "auto",
 ) -> Verification:
     """Compares numpy, C on this machine and C on an emulated Cortex-M4, and counts the latter's instructions."""
-    tellings = [Numpy(image, x86), Native(image, x86, THREADS)]
+    here = dict.fromkeys(["portable", _native.backend_name()])  # the definition, and what runs fastest here
+    tellings = [Numpy(image, x86), *(Native(image, x86, THREADS, name) for name in here)]
     from pyhtpw.target.emulator import Emulator
 
     try:
@@ -177,7 +178,10 @@ def _cortex(emulator, model) -> dict[str, Any]:
         "text_bytes": elf.library_text,
         "compiler": elf.compiler.version,
         "flags": " ".join([*elf.compiler.target(elf.cpu), elf.opt]),
-        "how": "instructions executed under the unicorn emulator, portable C, one window; failed IT instructions not counted",
+        "backend": model.backend,
+        "plan": vars(model.plan),
+        "how": f"instructions executed under the unicorn emulator, backend {model.backend}, one window; failed IT "
+        "instructions not counted",
     }
 
 
@@ -198,6 +202,7 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "numba": numba.__version__,
         "library": _native.version(),
+        "backend": _native.backend_name(),
     }
 
 

@@ -24,7 +24,8 @@ RECIPES = {
         train={"steps": 2000, "eval_every": 250, "augment": {"amplitude": 0.2}},
     ),
     ("mitdb", "paper"): Recipe(
-        train={"steps": 4000, "eval_every": 500, "augment": {"amplitude": 0.2}},
+        net_options={"kernel": 9, "stem_kernel": 15},
+        train={"steps": 6000, "eval_every": 500, "weight_decay": 0.1, "augment": {"amplitude": 0.2}},
     ),
     ("mitdb", "aami"): Recipe(
         train={"steps": 4000, "eval_every": 500, "balance": 0.3, "augment": {"amplitude": 0.2}},

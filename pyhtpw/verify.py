@@ -13,6 +13,7 @@ import numpy as np
 
 import reference
 from reference import synthesis
+from pyhtpw import _native
 from pyhtpw.errors import ConfigError, VerifyError
 from pyhtpw.model import Image
 
@@ -33,16 +34,17 @@ class Telling(Protocol):
 
 
 class Native:
-    """C on this machine."""
+    """C on this machine, with one backend (None: the best)."""
 
-    def __init__(self, image: Image, windows: int = X86_WINDOWS, threads: int = 2) -> None:
-        self.name, self.windows, self._image, self._threads = "C on this machine", windows, image, threads
+    def __init__(self, image: Image, windows: int = X86_WINDOWS, threads: int = 2, backend: str | None = None) -> None:
+        self.name = f"C here ({backend or _native.backend_name()})"
+        self.windows, self._image, self._threads, self._backend = windows, image, threads, backend
 
     def kernels(self) -> dict[int, np.ndarray]:
-        return self._image.kernels()
+        return self._image.kernels(self._backend)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        return self._image.run_batch(x, self._threads)
+        return self._image.run_batch(x, self._threads, self._backend)
 
 
 class Numpy:
@@ -63,7 +65,7 @@ class Emulated:
     """C built for a Cortex-M, emulated; `model` is what `pyhtpw.target.Emulator.open` returns."""
 
     def __init__(self, model, cpu: str = "cortex-m4", windows: int = TARGET_WINDOWS) -> None:
-        self.name, self.windows, self._model = f"C on {cpu} (emulated)", windows, model
+        self.name, self.windows, self._model = f"C on {cpu} ({model.backend}, emulated)", windows, model
 
     def kernels(self) -> dict[int, np.ndarray]:
         return self._model.kernels()
