@@ -31,7 +31,6 @@ API = ("htpw_model_open", "htpw_plan_memory", "htpw_bind", "htpw_run")
 
 COMPILE = (
     "-mthumb",
-    "-mfloat-abi=soft",  # the library has no float; soft makes sure that nothing slips in unseen
     "-std=c99",
     "-ffreestanding",
     "-fno-strict-aliasing",
@@ -57,13 +56,19 @@ INSTALL = "type 'apt-get install gcc-arm-none-eabi' or 'pip install ziglang', or
 
 @dataclass(frozen=True)
 class Cpu:
-    """A core: flags for GNU, clang's (zig's) name, the emulator's model, and whether it reads words at any address."""
+    """A core: flags for GNU, clang's (zig's) name, the emulator's model (None: only `qemu` runs it), and whether it reads
+    words at any address.
+
+    The library has no float, so the float ABI is soft, which makes sure that nothing slips in unseen; Helium needs the
+    registers of the hard one, and there the floating-point instructions are left out instead.
+    """
 
     name: str
     gcc: tuple[str, ...]
     zig: str
-    unicorn: str
+    unicorn: str | None
     unaligned: bool = True
+    float_abi: str = "soft"
 
 
 CPUS = {
@@ -74,6 +79,8 @@ CPUS = {
         Cpu("cortex-m4", ("-mcpu=cortex-m4",), "cortex_m4", "UC_CPU_ARM_CORTEX_M4"),
         Cpu("cortex-m7", ("-mcpu=cortex-m7",), "cortex_m7", "UC_CPU_ARM_CORTEX_M7"),
         Cpu("cortex-m33", ("-mcpu=cortex-m33",), "cortex_m33", "UC_CPU_ARM_CORTEX_M33"),
+        Cpu("cortex-m55", ("-mcpu=cortex-m55+nofp",), "cortex_m55-fp64", None, float_abi="hard"),
+        Cpu("cortex-m55-nomve", ("-mcpu=cortex-m55+nomve+nofp",), "cortex_m55-mve-fp64", None),
     )
 }
 
@@ -276,6 +283,7 @@ def build(
     compiler: str = "auto",
     extra: Sequence[str | os.PathLike] = (),
     roots: Sequence[str] = LIBRARY,
+    layout: str | None = None,
 ) -> Elf:
     """Compiles and links the library and the harness for one core.
 
@@ -293,6 +301,8 @@ def build(
     roots : sequence of str
         Functions (`*` stands for any letters) that are linked, with whatever they need and nothing else. The default is the
         whole library; `API` is what firmware takes, and how its size is measured.
+    layout : str, optional
+        Text of a linker script with ROOTS in it, instead of that of the emulator.
 
     Raises
     ------
@@ -308,9 +318,9 @@ def build(
         if not path.is_file():
             raise ConfigError(f"{path}: no such C file")
     files = [*sources(), HERE / "runtime.c", *more]
-    before, after = [*tool.target(core), opt, *COMPILE, "-Icsrc"], [*LINK, "-lgcc"]
+    before, after = [*tool.target(core), f"-mfloat-abi={core.float_abi}", opt, *COMPILE, "-Icsrc"], [*LINK, "-lgcc"]
     # zig's compiler driver knows no --undefined, so the linker script says what to keep
-    script = (HERE / "cortex_m.ld").read_text().replace("ROOTS", " ".join(f".text.{name}" for name in roots))
+    script = (layout or (HERE / "cortex_m.ld").read_text()).replace("ROOTS", " ".join(f".text.{name}" for name in roots))
     folder = cache_folder()
     path = folder / f"{core.name}-{tool.kind}{opt}-{_fingerprint([*before, *after, script], tool, files)}.elf"
     if not path.exists():

@@ -1,0 +1,205 @@
+"""The full matrix (`make test-all`): what CI's suite leaves out for time. Writes what ran, and what could not, to JSON.
+
+A row is PASS, FAIL or NOT RUN with a reason; the exit status is 1 if any row failed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror"]
+SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+SANITIZED_TESTS = ["tests/test_image.py", "tests/test_kernels_native.py", "tests/test_kernels_memory.py", "tests/test_verify.py"]
+
+
+class NotRun(Exception):
+    """A row that this machine cannot run, with the reason."""
+
+
+class Failed(Exception):
+    """A row that failed, with its first useful line."""
+
+
+def command(*words: str, cwd: Path = ROOT, **env: str) -> str:
+    done = subprocess.run(words, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+    if done.returncode:
+        tail = (done.stdout + done.stderr).strip().splitlines()[-8:]
+        raise Failed(" | ".join(tail))
+    return done.stdout
+
+
+def sources() -> list[str]:
+    return [str(p) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in sorted((ROOT / "csrc").glob(pattern))]
+
+
+def need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise NotRun(f"{program} is not installed")
+
+
+def suite(*extra: str, **env: str) -> str:
+    """The pytest suite; skipped tests are listed by name, since each is something that did not run."""
+    out = command(sys.executable, "-m", "pytest", "-q", *extra, **env)
+    skipped = [line for line in out.splitlines() if line.startswith("SKIPPED")]
+    return " ; ".join([out.strip().splitlines()[-1], *skipped])
+
+
+def warnings(compiler: str, opt: str, *defines: str) -> str:
+    need(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sources():
+            command(compiler, *WARNINGS, opt, *defines, "-c", source, "-o", str(Path(folder) / "x.o"))
+    return f"{len(sources())} files"
+
+
+def cxx_header() -> str:
+    need("g++")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "x.cpp"
+        program.write_text('#include "htpw.h"\nint main() { return htpw_version()[0] == 0; }\n')
+        command("g++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Icsrc", "-c", str(program), "-o", str(program) + ".o")
+    return "htpw.h"
+
+
+def cmake_example() -> str:
+    need("cmake")
+    import random_images
+
+    from pyhtpw.image import write
+
+    with tempfile.TemporaryDirectory() as folder:
+        command("cmake", "-S", str(ROOT), "-B", folder, "-DCMAKE_BUILD_TYPE=Release")
+        command("cmake", "--build", folder)
+        image = Path(folder) / "x.htpw"
+        image.write_bytes(write(random_images.example()))
+        return command(f"{folder}/run_image", str(image)).strip()
+
+
+def sanitized() -> str:
+    """The C tests under ASan and UBSan, in a copy of the tree so that the working build stays."""
+    need("gcc")
+    runtime = command("gcc", "-print-file-name=libasan.so").strip()
+    if not Path(runtime).exists():
+        raise NotRun("libasan is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        names = command("git", "ls-files", "-z").split("\0")
+        for name in filter(None, names):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        command(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=copy, CFLAGS=SANITIZE, LDFLAGS=SANITIZE)
+        tests = [t for t in SANITIZED_TESTS if (copy / t).exists()]
+        out = command(
+            sys.executable, "-m", "pytest", "-q", *tests, cwd=copy,
+            PYTHONPATH=str(copy), LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1",
+        )
+    return out.strip().splitlines()[-1]
+
+
+def emulated(cpu: str, compiler: str, opt: str) -> str:
+    """Kernels and logits of an image with every operator, on an emulated core, against this machine."""
+    import random_images
+
+    from pyhtpw.errors import MissingToolError
+    from pyhtpw.image import write
+    from pyhtpw.model import Image
+    from pyhtpw.target.emulator import Emulator
+    from pyhtpw.verify import Emulated, Native, Numpy, compare, sample_windows
+
+    image = Image(write(random_images.example()))
+    try:
+        with Emulator(cpu, compiler=compiler, opt=opt) as emulator:
+            tellings = [Numpy(image), Native(image), Emulated(emulator.open(image.data), cpu)]
+            pairs = compare(image, sample_windows(image, 64), tellings)
+    except MissingToolError as error:
+        raise NotRun(str(error)) from error
+    differ = sum(p.differ for p in pairs)
+    if differ:
+        raise Failed(next(p.first for p in pairs if p.first))
+    return f"{sum(p.compared for p in pairs)} bytes compared, 0 differ"
+
+
+def rows(deep: bool):
+    """(name, function) of every row."""
+    data = os.environ.get("HTPW_DATA")
+    yield "suite" + (" with real data" if data else ""), lambda: suite()
+    if not data:
+        yield "tests on real records", lambda: (_ for _ in ()).throw(NotRun("HTPW_DATA is not set: set it to a folder with MIT-BIH records"))
+    vectors = os.environ.get("HTPW_VECTORS")
+    if vectors:
+        yield "full golden vectors", lambda: suite("tests/test_reference_kernels.py", "tests/test_kernels_native.py")
+    else:
+        yield "full golden vectors", lambda: (_ for _ in ()).throw(NotRun("HTPW_VECTORS is not set; the compact copy ran with the suite"))
+    if deep:
+        yield "Hypothesis, deep profile", lambda: suite("tests/test_image.py", "tests/test_kernels_equal.py", "--timeout=7200", HYPOTHESIS_PROFILE="deep")
+    else:
+        yield "Hypothesis, deep profile", lambda: (_ for _ in ()).throw(NotRun("asked for with --deep (hours)"))
+    for compiler in ("gcc", "clang"):
+        for opt in ("-O0", "-O2", "-O3", "-Os"):
+            yield f"warnings {compiler} {opt}", lambda c=compiler, o=opt: warnings(c, o)
+    from pyhtpw import _native
+
+    for name in _native.BACKENDS:
+        if name != "portable":
+            define = f"-DHTPW_CONFIG_NO_{name.upper()}"
+            yield f"warnings gcc -O2 {define}", lambda d=define: warnings("gcc", "-O2", d)
+    yield "header from C++", cxx_header
+    yield "cmake and example", cmake_example
+    yield "ASan and UBSan", sanitized
+    from pyhtpw.target.toolchain import CPUS
+
+    for cpu in CPUS:
+        for compiler in ("gcc", "clang"):
+            for opt in ("-Os", "-O3"):
+                yield f"emulated {cpu} {compiler} {opt}", lambda p=cpu, c=compiler, o=opt: emulated(p, c, o)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "test-all.json")
+    parser.add_argument("--deep", action="store_true", help="also Hypothesis with 100 times as many examples")
+    parser.add_argument("--only", help="rows whose name contains this; the JSON is then not written")
+    options = parser.parse_args()
+    results = []
+    for name, function in rows(options.deep):
+        if options.only and options.only not in name:
+            continue
+        began = time.monotonic()
+        try:
+            status, detail = "PASS", function()
+        except NotRun as reason:
+            status, detail = "NOT RUN", str(reason)
+        except Exception as error:  # any failure is a row, and the matrix goes on
+            status, detail = "FAIL", f"{type(error).__name__}: {error}"
+        results.append({"name": name, "status": status, "detail": detail, "seconds": round(time.monotonic() - began, 1)})
+        print(f"{status:8s} {name}: {detail}", flush=True)
+    counts = {status: sum(r["status"] == status for r in results) for status in ("PASS", "FAIL", "NOT RUN")}
+    print(", ".join(f"{n} {status}" for status, n in counts.items()))
+    if not options.only:
+        report = {
+            "command": "make test-all" + (" (--deep)" if options.deep else ""),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()},
+            "counts": counts,
+            "rows": results,
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.out.with_suffix(".partial")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(temporary, options.out)
+    return 1 if counts["FAIL"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
