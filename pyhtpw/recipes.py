@@ -21,13 +21,15 @@ class Recipe:
 
 RECIPES = {
     ("synthetic-ecg", "synthetic"): Recipe(
-        train={"steps": 2000, "eval_every": 250, "augment": {"amplitude": 0.2}},
+        net_options={"kernel": 9, "stem_kernel": 15},
+        train={"steps": 3000, "eval_every": 250, "weight_decay": 0.1, "augment": {"amplitude": 0.2, "shift": 4}},
     ),
     ("mitdb", "paper"): Recipe(
         net_options={"kernel": 9, "stem_kernel": 15},
         train={"steps": 6000, "eval_every": 500, "weight_decay": 0.1, "augment": {"amplitude": 0.2}},
     ),
     ("mitdb", "aami"): Recipe(
+        net_options={"kernel": 9, "stem_kernel": 15},
         train={"steps": 4000, "eval_every": 500, "balance": 0.3, "augment": {"amplitude": 0.2}},
     ),
 }
