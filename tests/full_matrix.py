@@ -159,7 +159,7 @@ def rows(deep: bool):
     yield "ASan and UBSan", sanitized
     from pyhtpw.target.toolchain import CPUS
 
-    for cpu in CPUS:
+    for cpu in (name for name, core in CPUS.items() if core.unicorn):
         for compiler in ("gcc", "clang"):
             for opt in ("-Os", "-O3"):
                 yield f"emulated {cpu} {compiler} {opt}", lambda p=cpu, c=compiler, o=opt: emulated(p, c, o)

@@ -64,7 +64,10 @@ class Emulator:
         extra: Sequence[str | os.PathLike] = (),
         roots: Sequence[str] = toolchain.LIBRARY,
     ) -> None:
-        self._build = {"cpu": toolchain.cpu_named(cpu), "compiler": compiler, "opt": opt, "extra": extra, "roots": roots}
+        core = toolchain.cpu_named(cpu)
+        if core.unicorn is None:
+            raise ConfigError(f"unicorn has no {cpu}: run it on a QEMU board (pyhtpw.target.qemu)")
+        self._build = {"cpu": core, "compiler": compiler, "opt": opt, "extra": extra, "roots": roots}
         self._elf: toolchain.Elf | None = None
         self._worker: subprocess.Popen | None = None
         self._errors: Any = None
