@@ -12,7 +12,8 @@ Common to all functions:
 * Overflow: a layer is refused if, for its weights and biases and some input between the smallest and the largest value
   of `x`, a partial sum in some order leaves int32. What passes can't overflow; the left shift of the requantisation
   wraps modulo 2^32, as CMSIS-NN's does.
-* `backend` is a name of `backends()`; None picks the best one.
+* `backend` is a name of `backends()`, None for the best one, or an executor (`pyhtpw.executor`). A backend that lacks a kernel
+  uses the portable one.
 * Anything else raises `pyhtpw.errors.KernelError`.
 """
 
@@ -23,34 +24,31 @@ from typing import Any
 
 import numpy as np
 
-from pyhtpw._native import ffi, lib
+from pyhtpw import _native
 from pyhtpw.errors import KernelError
+from pyhtpw.executor import Executor, Struct, executor
 
-_IMPLEMENTATIONS = {"portable": "ref"}  # backend: the <impl> in htpw_<kernel>_<impl>; the best one last
 _INT32 = (-(2**31), 2**31 - 1)
+_ELEMENTWISE = (  # struct htpw_elementwise, without the clamp at its end
+    *(f"{operand}_{field}" for operand in "ab" for field in ("offset", "multiplier", "shift")),
+    "left_shift",
+    *(f"out_{field}" for field in ("offset", "multiplier", "shift")),
+)
 _SOFTMAX_ROW_MAX = 511  # 512 maxima in one row fill the fixed-point sum
 
 Array = np.ndarray
 Pair = Sequence[int]
 Scale = np.ndarray | int
 Bias = np.ndarray | None
+Backend = str | Executor | None
 
 
 def backends() -> list[str]:
-    """Names of the implementations that run on this machine, the portable one first."""
-    return list(_IMPLEMENTATIONS)
+    """Names of the implementations that run on this machine, the portable one first and the best one last."""
+    return _native.available_backends()
 
 
 # Validation: every argument of every kernel goes through these.
-
-
-def _kernel(name: str, backend: str | None) -> Callable[..., None]:
-    """The C function of a kernel."""
-    if backend is None:
-        backend = backends()[-1]
-    if backend not in _IMPLEMENTATIONS:
-        raise KernelError(f"unknown backend {backend!r}; this machine has {', '.join(backends())}")
-    return getattr(lib, f"htpw_{name}_{_IMPLEMENTATIONS[backend]}")
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
@@ -107,14 +105,9 @@ def _clamp(act_min: int, act_max: int) -> tuple[int, int]:
     return act_min, act_max
 
 
-def _pointer(array: Array) -> Any:
-    """C pointer to an array, which lives as long as the pointer."""
-    return ffi.from_buffer(f"{array.dtype}_t[]", array)
-
-
 def _window(
     x: Array, out_c: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, size: Pair | None, groups: int = 1
-) -> Any:
+) -> Struct:
     """`struct htpw_window` of one call; without a size, nothing is padded at the bottom and right."""
     kernel, stride, dilation = _pair("kernel", kernel, 1), _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     padding = _pair("padding", padding, 0)
@@ -128,7 +121,7 @@ def _window(
     if max(reach, len(x) * size[0] * size[1] * out_c) > _INT32[1]:
         raise KernelError(f"an output of {(len(x), *size, out_c)} is too large for 32-bit sizes")
     values = [*x.shape, *size, out_c, *kernel, *stride, *padding, *dilation, groups]
-    return ffi.new("struct htpw_window *", values)
+    return Struct("htpw_window", tuple(values))
 
 
 @dataclass
@@ -163,11 +156,9 @@ class _Layer:
             raise KernelError("multiplier and shift must both be integers or both be arrays")
         offset = _integer("output_offset", output_offset, -128, 127)
         self.input_offset = _integer("input_offset", input_offset, -127, 128)
-        self._scales = _pointer(multiplier), _pointer(shift)  # the struct does not keep them alive
-        values = [*self._scales, int(len(shift) > 1), offset, *_clamp(act_min, act_max)]
-        self.q = ffi.new("struct htpw_requant *", values)
-        bias = None if bias is None else _array("bias", bias, np.int32, (w.channels,))
-        self.bias = ffi.NULL if bias is None else _pointer(bias)
+        values = multiplier, shift, int(len(shift) > 1), offset, *_clamp(act_min, act_max)
+        self.q = Struct("htpw_requant", values)
+        self.bias = bias = None if bias is None else _array("bias", bias, np.int32, (w.channels,))
         self._refuse_overflow(x, w, np.int64(0) if bias is None else bias.astype(np.int64))
 
     def _refuse_overflow(self, x: Array, w: _Weights, bias: Array) -> None:
@@ -222,27 +213,25 @@ def _windowed(
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     output_size: Pair | None = None,
-    backend: str | None = None,
+    backend: Backend = None,
     **offsets: int,
 ) -> Array:
     """Runs a convolution or depthwise convolution; `scale` is (bias, multiplier, shift)."""
     g = _window(x, w.channels, kernel, stride, padding, dilation, output_size, groups)
     layer = _Layer(x, w, *scale, **offsets)
-    y = np.empty((g.n, g.out_h, g.out_w, g.out_c), np.int8)
-    pointers = _pointer(x), _pointer(w.array), layer.bias, _pointer(y)
-    _kernel(name, backend)(g, layer.q, layer.input_offset, *pointers)
+    y = np.empty((len(x), *g.fields[4:7]), np.int8)
+    executor(backend).run(name, g, layer.q, layer.input_offset, x, w.array, layer.bias, y)
     return y
 
 
 def _dense(
-    name: str, x: Array, w: _Weights, scale: tuple[Any, ...], w_offset: Pair = (), backend: Any = None, **offsets: int
+    name: str, x: Array, w: _Weights, scale: tuple[Any, ...], w_offset: Pair = (), backend: Backend = None, **offsets: int
 ) -> Array:
     """Runs a pointwise or fully connected layer over the last axis of x; `scale` is (bias, multiplier, shift)."""
     layer = _Layer(x, w, *scale, **offsets)
     y = np.empty((*x.shape[:-1], w.channels), np.int8)
     sizes = x.size // w.products, w.products, w.channels
-    pointers = _pointer(x), _pointer(w.array), layer.bias, _pointer(y)
-    _kernel(name, backend)(*sizes, layer.q, layer.input_offset, *w_offset, *pointers)
+    executor(backend).run(name, *sizes, layer.q, layer.input_offset, *w_offset, x, w.array, layer.bias, y)
     return y
 
 
@@ -264,7 +253,7 @@ def conv_s8(
     output_offset: int = 0,
     act_min: int = -128,
     act_max: int = 127,
-    backend: str | None = None,
+    backend: Backend = None,
 ) -> Array:
     """Convolution, grouped if the kernel has fewer channels than the input.
 
@@ -311,6 +300,18 @@ def conv1x1_s8(
         return conv_s8(x, w.reshape(out_c, 1, 1, in_c), bias, multiplier, shift, stride=stride, **keywords)
     weights = _Weights(w, out_c, in_c, 128, lambda: w)
     return _dense("conv1x1_s8", x, weights, (bias, multiplier, shift), **keywords)
+
+
+def conv1x1_cached_s8(x: Array, w: Array, bias: Bias, multiplier: Scale, shift: Scale, **keywords: Any) -> Array:
+    """`conv1x1_s8` without stride, by the routine that runs generated kernels: w is first put into the backend's cache layout.
+
+    Shapes   as `conv1x1_s8`; w is row-major here as everywhere
+    Source   csrc/backends/htpw_backend.h, `packed`
+    """
+    w = _array("w", w, np.int8, (None, None))
+    x = _array("x", x, np.int8, (None, None, None, w.shape[1]))
+    weights = _Weights(w, *w.shape, 128, lambda: w)
+    return _dense("conv1x1_cached_s8", x, weights, (bias, multiplier, shift), **keywords)
 
 
 def conv1x1_s4(
@@ -397,17 +398,18 @@ def _pool(
     output_size: Pair | None = None,
     act_min: int = -128,
     act_max: int = 127,
-    backend: str | None = None,
+    backend: Backend = None,
 ) -> Array:
     x, clamp = _array("x", x, np.int8, (None,) * 4), _clamp(act_min, act_max)
     g = _window(x, x.shape[3], kernel, stride, padding, (1, 1), output_size)
-    axes = (g.in_h, g.out_h, g.k_h, g.stride_h, g.pad_top), (g.in_w, g.out_w, g.k_w, g.stride_w, g.pad_left)
+    _, in_h, in_w, _, out_h, out_w, _, k_h, k_w, stride_h, stride_w, pad_top, pad_left, *_ = g.fields
+    axes = (in_h, out_h, k_h, stride_h, pad_top), (in_w, out_w, k_w, stride_w, pad_left)
     if any(pad >= taps or (out - 1) * step - pad >= size for size, out, taps, step, pad in axes):
         raise KernelError("a pooling window lies in the padding alone: use less padding or a smaller output_size")
-    if min(g.in_h, g.k_h) * min(g.in_w, g.k_w) >= 1 << 23:
-        raise KernelError(f"the sum of a pooling window of {g.k_h} x {g.k_w} cells can leave int32")
-    y = np.empty((g.n, g.out_h, g.out_w, g.out_c), np.int8)
-    _kernel(name, backend)(g, *clamp, _pointer(x), _pointer(y))
+    if min(in_h, k_h) * min(in_w, k_w) >= 1 << 23:
+        raise KernelError(f"the sum of a pooling window of {k_h} x {k_w} cells can leave int32")
+    y = np.empty((len(x), *g.fields[4:7]), np.int8)
+    executor(backend).run(name, g, *clamp, x, y)
     return y
 
 
@@ -427,7 +429,7 @@ def maxpool_s8(x: Array, **keywords: Any) -> Array:
     return _pool("maxpool_s8", x, **keywords)
 
 
-def _elementwise(name: str, a: Array, b: Array, scalars: dict[str, int], clamp: Pair, backend: str | None) -> Array:
+def _elementwise(name: str, a: Array, b: Array, scalars: dict[str, int], clamp: Pair, backend: Backend) -> Array:
     """Runs add or mul; `scalars` by their C names, whose last part tells the range."""
     a = _array("a", a, np.int8, empty=True)
     b = _array("b", b, np.int8, a.shape, empty=True)
@@ -436,9 +438,9 @@ def _elementwise(name: str, a: Array, b: Array, scalars: dict[str, int], clamp: 
     values = {
         key: _integer(key, value, *ranges.get(key) or ranges[key.split("_")[1]]) for key, value in scalars.items()
     }
-    p = ffi.new("struct htpw_elementwise *", {**values, "act_min": clamp[0], "act_max": clamp[1]})
+    p = Struct("htpw_elementwise", (*(values.get(field, 0) for field in _ELEMENTWISE), *clamp))
     y = np.empty(a.shape, np.int8)
-    _kernel(name, backend)(a.size, p, _pointer(a), _pointer(b), _pointer(y))
+    executor(backend).run(name, a.size, p, a, b, y)
     return y
 
 
@@ -458,7 +460,7 @@ def add_s8(
     out_shift: int,
     act_min: int = -128,
     act_max: int = 127,
-    backend: str | None = None,
+    backend: Backend = None,
 ) -> Array:
     """Sum of two tensors of equal shape, each first rescaled from `(value + offset) << left_shift`.
 
@@ -482,7 +484,7 @@ def mul_s8(
     out_shift: int,
     act_min: int = -128,
     act_max: int = 127,
-    backend: str | None = None,
+    backend: Backend = None,
 ) -> Array:
     """Product of two tensors of equal shape. Source arm_elementwise_mul_s8."""
     scalars = {"a_offset": input1_offset, "b_offset": input2_offset}
@@ -490,7 +492,7 @@ def mul_s8(
     return _elementwise("mul_s8", a, b, scalars, _clamp(act_min, act_max), backend)
 
 
-def softmax_s8(x: Array, *, mult: int, shift: int, diff_min: int, backend: str | None = None) -> Array:
+def softmax_s8(x: Array, *, mult: int, shift: int, diff_min: int, backend: Backend = None) -> Array:
     """Softmax of each row; the result has scale 1/256 and zero point -128.
 
     Shapes   x (rows, n), n <= 511
@@ -504,40 +506,40 @@ def softmax_s8(x: Array, *, mult: int, shift: int, diff_min: int, backend: str |
     scale = _integer("mult", mult, 0, _INT32[1]), _integer("shift", shift, 0, 30)
     limit = _integer("diff_min", diff_min, _INT32[0], 0)
     y = np.empty(x.shape, np.int8)
-    _kernel("softmax_s8", backend)(*x.shape, *scale, limit, _pointer(x), _pointer(y))
+    executor(backend).run("softmax_s8", *x.shape, *scale, limit, x, y)
     return y
 
 
-def clamp_s8(x: Array, *, act_min: int, act_max: int, backend: str | None = None) -> Array:
+def clamp_s8(x: Array, *, act_min: int, act_max: int, backend: Backend = None) -> Array:
     """x limited to [act_min, act_max], any shape."""
     x, limits = _array("x", x, np.int8, empty=True), _clamp(act_min, act_max)
     y = np.empty(x.shape, np.int8)
-    _kernel("clamp_s8", backend)(x.size, *limits, _pointer(x), _pointer(y))
+    executor(backend).run("clamp_s8", x.size, *limits, x, y)
     return y
 
 
-def relu_s8(x: Array, *, backend: str | None = None) -> Array:
+def relu_s8(x: Array, *, backend: Backend = None) -> Array:
     """max(x, 0), in LSB: right for a zero point of 0. Source arm_relu_q7."""
     return clamp_s8(x, act_min=0, act_max=127, backend=backend)
 
 
-def relu6_s8(x: Array, *, backend: str | None = None) -> Array:
+def relu6_s8(x: Array, *, backend: Backend = None) -> Array:
     """x limited to [0, 6], in LSB. Source arm_relu6_s8."""
     return clamp_s8(x, act_min=0, act_max=6, backend=backend)
 
 
-def table_s8(x: Array, table: Array, *, backend: str | None = None) -> Array:
+def table_s8(x: Array, table: Array, *, backend: Backend = None) -> Array:
     """table[x + 128] for int8 x of any shape; table (256,) int8."""
     x, table = _array("x", x, np.int8, empty=True), _array("table", table, np.int8, (256,))
     y = np.empty(x.shape, np.int8)
-    _kernel("table_s8", backend)(x.size, _pointer(table), _pointer(x), _pointer(y))
+    executor(backend).run("table_s8", x.size, table, x, y)
     return y
 
 
 # Scalars and bit fields.
 
 
-def requantise(acc: Array | int, multiplier: Scale, shift: Scale) -> Array:
+def requantise(acc: Array | int, multiplier: Scale, shift: Scale, *, backend: Backend = None) -> Array:
     """round(acc * multiplier * 2^(shift - 31)) in CMSIS-NN's two rounding steps, int32.
 
     Shapes   int32 arrays that broadcast together, or integers
@@ -556,8 +558,8 @@ def requantise(acc: Array | int, multiplier: Scale, shift: Scale) -> Array:
         parts = np.broadcast_arrays(*parts)
     except ValueError as error:
         raise KernelError(f"shapes of acc, multiplier and shift do not fit: {error}") from None
-    values = map(lib.htpw_requantise, *(part.ravel().tolist() for part in parts))
-    return np.fromiter(values, np.int32, parts[0].size).reshape(parts[0].shape)
+    values = executor(backend).scalars("htpw_requantise", *(part.ravel().tolist() for part in parts))
+    return np.array(values, np.int32).reshape(parts[0].shape)
 
 
 def pack_bits(values: Array, bits: int, *, signed: bool = True) -> Array:
@@ -577,13 +579,12 @@ def pack_bits(values: Array, bits: int, *, signed: bool = True) -> Array:
     return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little")
 
 
-def unpack_bits(stream: Array, n: int, bits: int, *, signed: bool = True) -> Array:
+def unpack_bits(stream: Array, n: int, bits: int, *, signed: bool = True, backend: Backend = None) -> Array:
     """The first n fields of a stream: the inverse of `pack_bits`; int32, or uint32 if not signed."""
     bits, n = _integer("bits", bits, 0, 32), _integer("n", n, 0, _INT32[1])
     stream = _array("stream", stream, np.uint8, empty=True)
     if stream.ndim != 1 or stream.size < (n * bits + 7) // 8:
         raise KernelError(f"stream has shape {stream.shape}, not ({(n * bits + 7) // 8},) or more")
     y = np.empty(n, np.int32 if signed else np.uint32)
-    unpack = lib.htpw_bits_unpack_signed if signed else lib.htpw_bits_unpack_unsigned
-    unpack(_pointer(stream), n, bits, _pointer(y))
+    executor(backend).run(f"bits_unpack_{'signed' if signed else 'unsigned'}", stream, n, bits, y)
     return y

@@ -8,6 +8,7 @@ import vectors_io
 from pyhtpw import kernels
 from pyhtpw._native import ffi, lib
 from pyhtpw.errors import HtpwError, KernelError
+from pyhtpw.executor import Host, Struct
 
 INT32_MAX = 2**31 - 1
 BACKENDS = kernels.backends()
@@ -255,23 +256,23 @@ def test_element_wise_kernels_work_in_place(backend: str) -> None:
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-128, 128, 101, np.int8) for _ in range(2))
     table = rng.integers(-128, 128, 256, np.int8)
-    scalars = {"a_offset": 5, "a_multiplier": 2**30, "b_offset": -7, "b_multiplier": 2**30, "left_shift": 20}
-    scalars |= {"out_multiplier": 2**30, "act_min": -100, "act_max": 100}
-    add, mul = (ffi.new("struct htpw_elementwise *", scalars | {"out_shift": shift}) for shift in (-18, -6))
+    add, mul = (  # a and b: offset, multiplier, shift; left shift; out: offset, multiplier, shift; clamp
+        Struct("htpw_elementwise", (5, 2**30, 0, -7, 2**30, 0, 20, 0, 2**30, shift, -100, 100)) for shift in (-18, -6)
+    )
     calls = {
-        "add_s8": lambda run, a, b, y: run(101, add, a, b, y),
-        "mul_s8": lambda run, a, b, y: run(101, mul, a, b, y),
-        "clamp_s8": lambda run, a, b, y: run(101, -50, 60, a, y),
-        "table_s8": lambda run, a, b, y: run(101, kernels._pointer(table), a, y),
-        "softmax_s8": lambda run, a, b, y: run(1, 101, 2**30, 22, -128, a, y),
+        "add_s8": lambda run, a, b, y: run("add_s8", 101, add, a, b, y),
+        "mul_s8": lambda run, a, b, y: run("mul_s8", 101, mul, a, b, y),
+        "clamp_s8": lambda run, a, b, y: run("clamp_s8", 101, -50, 60, a, y),
+        "table_s8": lambda run, a, b, y: run("table_s8", 101, table, a, y),
+        "softmax_s8": lambda run, a, b, y: run("softmax_s8", 1, 101, 2**30, 22, -128, a, y),
     }
     for name, call in calls.items():
-        run, expected = kernels._kernel(name, backend), np.zeros(101, np.int8)
-        call(run, kernels._pointer(a), kernels._pointer(b), kernels._pointer(expected))
+        run, expected = Host(backend).run, np.zeros(101, np.int8)
+        call(run, a, b, expected)
         assert len(set(expected.tolist())) > 3
         for position in range(2 if name in ("add_s8", "mul_s8") else 1):
             arrays = [a.copy(), b.copy()]
-            call(run, *map(kernels._pointer, arrays), kernels._pointer(arrays[position]))
+            call(run, *arrays, arrays[position])
             assert np.array_equal(arrays[position], expected), name
 
 
@@ -306,7 +307,7 @@ def test_single_fields(bits: int) -> None:
     stream = kernels.pack_bits(values, bits)
     for behind in (0, 255):
         longer = np.append(stream, np.full(8, behind, np.uint8))
-        data = kernels._pointer(longer)
+        data = ffi.from_buffer("uint8_t[]", longer)
         assert [lib.htpw_bits_signed(data, i, bits) for i in range(count)] == values.tolist()
         assert [lib.htpw_bits_unsigned(data, i, bits) for i in range(count)] == (values % (1 << bits)).tolist()
 
