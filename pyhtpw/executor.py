@@ -60,24 +60,43 @@ def cached_layout(backend: int, w: np.ndarray) -> np.ndarray:
     return packed
 
 
-def lower(kernel: str, args: tuple, backend: int) -> tuple[str | None, tuple]:
-    """(field of the kernel table, its arguments) of a call on a backend, or (None, arguments of the portable kernel).
+def _in_domain(kernel: str, args: list) -> bool:
+    """Whether a call keeps docs/SPEC.md section 7, which is all that a backend other than the portable one answers for.
+
+    An image is refused if it does not; a kernel called by hand, with a bias near 2^31 say, then runs on the portable kernel.
+    """
+    if kernel == "add_s8":
+        p = args[1].fields
+        return 16 <= p[6] <= 22 and max(p[2], p[5], p[9]) <= 0
+    if kernel in ("avgpool_s8", "maxpool_s8"):
+        return True
+    if kernel in ("conv_s8", "depthwise_s8"):
+        g, q, bias = args[0].fields, args[1], args[5]
+        products = g[_K_H] * g[_K_W] * (g[_IN_C] // g[_GROUPS] if kernel == "conv_s8" else 1)
+    else:
+        products, q, bias = args[1], args[3], args[-2]
+    largest = 0 if bias is None else int(np.abs(bias.astype(np.int64)).max())
+    return (products * 255 * 128 + largest) << max(int(q.fields[1].max()), 0) < 1 << 30
+
+
+def lower(kernel: str, args: tuple, backend: int) -> tuple[str | None, int, tuple]:
+    """(field of the kernel table, backend, its arguments), or (None, portable, arguments of the portable kernel).
 
     Scratch is sized by the backend's rule, which is known on every machine.
     """
     args = list(args)
+    if kernel not in FIELDS or (kernel == "fully_connected_s8" and args[5] != 0) or not _in_domain(kernel, args):
+        backend = PORTABLE
     if kernel == "conv1x1_cached_s8":
         args[6] = cached_layout(backend, args[6])  # rows, in_c, out_c, q, in_offset, x, w, bias, y
-    if backend == PORTABLE or kernel not in FIELDS or (kernel == "fully_connected_s8" and args[5] != 0):
-        return ("packed" if kernel == "conv1x1_cached_s8" else None), tuple(_with_scratch(kernel, args, backend))
-    if kernel == "fully_connected_s8":
+    elif backend == PORTABLE:
+        return None, PORTABLE, tuple(args)
+    elif kernel == "fully_connected_s8":
         del args[5]  # the filter offset, 0
-    return FIELDS[kernel], tuple(_with_scratch(FIELDS[kernel], args, backend))
+    return FIELDS[kernel], backend, tuple(_with_scratch(FIELDS[kernel], args, backend))
 
 
 def _with_scratch(field: str, args: list, backend: int) -> list:
-    if field == "conv1x1_cached_s8":
-        field = "packed"
     if field not in _SCRATCH:
         return args
     rule = lib.htpw_backend_rule(backend)
@@ -104,9 +123,9 @@ class Host:
 
     def run(self, kernel: str, *args: Any) -> None:
         """Runs a kernel; the last argument receives the output."""
-        field, args = lower(kernel, args, self.backend)
+        field, backend, args = lower(kernel, args, self.backend)
         if field is not None:
-            function = getattr(lib.htpw_backend_get(self.backend), field)
+            function = getattr(lib.htpw_backend_get(backend), field)
         else:
             function = getattr(lib, f"htpw_{kernel}_ref" if hasattr(lib, f"htpw_{kernel}_ref") else f"htpw_{kernel}")
         kept: list = []  # cffi structs do not keep what their pointers point to

@@ -3,6 +3,7 @@
 The core runs in a process of its own (see `worker` for why); this is the end that the rest of pyhtpw uses.
 """
 
+import functools
 import operator
 import os
 import subprocess
@@ -17,6 +18,7 @@ from pyhtpw.target import toolchain
 from pyhtpw.target.worker import receive, send
 
 if TYPE_CHECKING:
+    from pyhtpw.target.kernels import TargetKernels
     from pyhtpw.target.model import TargetModel
 
 # Where buffers lie: read-only ones in the address range of flash, the rest where Cortex-M has external RAM.
@@ -260,6 +262,17 @@ class Emulator:
         reply, _ = self._request("call", what=symbol, address=entry.address, args=words, count=count, **bounds)
         self.instructions, self.stack_bytes = reply["instructions"], reply["stack"]
         return reply["r0"] - (1 << 32) if reply["r0"] >> 31 else reply["r0"]
+
+    @functools.cached_property
+    def kernels(self) -> "TargetKernels":
+        """The functions of `pyhtpw.kernels`, run on the emulated core with the best backend of the program."""
+        return self.kernels_of(None)
+
+    def kernels_of(self, backend: str | None, **options: Any) -> "TargetKernels":
+        """The same with a backend of a name; options as of `pyhtpw.target.kernels.Target`."""
+        from pyhtpw.target.kernels import Target, TargetKernels
+
+        return TargetKernels(Target(self, backend, **options))
 
     def open(
         self,
