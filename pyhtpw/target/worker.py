@@ -146,7 +146,10 @@ class Machine:
 
     def do_start(self, model: str, unaligned: bool, stack_low: int, stack_top: int, stop: int) -> dict:
         """Makes the core. `stop` is the address at which calls return."""
-        uc = self.lib.Uc(self.const.UC_ARCH_ARM, self.const.UC_MODE_THUMB | self.const.UC_MODE_MCLASS)
+        # In its M-class mode the emulator gives a Cortex-M0 instructions that it lacks (UDIV, SMLAD); without, it refuses them.
+        # The cores that have them need the mode.
+        mode = self.const.UC_MODE_THUMB | (0 if model.endswith("_M0") else self.const.UC_MODE_MCLASS)
+        uc = self.lib.Uc(self.const.UC_ARCH_ARM, mode)
         uc.ctl_set_cpu_model(getattr(self.arm, model))
         self.uc, self.stop = uc, stop & ~1
         self.stack_low, self.stack_top = stack_low, stack_top
