@@ -28,8 +28,8 @@ SECONDS = 600.0  # bound of one call
 
 
 class EmulationError(ToolError):
-    """Emulated code did what it must not, or the emulator failed. `kind` is one word: fault, limit, guard, registers,
-    alignment, memory or died."""
+    """Emulated code did what it must not, or the emulator failed. `kind` is one word: fault, limit, guard, registers, memory
+    or died."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -122,7 +122,6 @@ class Emulator:
             self._ask(
                 "start",
                 model=elf.cpu.unicorn,
-                unaligned=elf.cpu.unaligned,
                 stack_low=elf.address("htpw_target_stack_low"),
                 stack_top=elf.address("htpw_target_stack_top"),
                 stop=elf.address("htpw_target_return"),

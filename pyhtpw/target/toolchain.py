@@ -56,8 +56,7 @@ INSTALL = "type 'apt-get install gcc-arm-none-eabi' or 'pip install ziglang', or
 
 @dataclass(frozen=True)
 class Cpu:
-    """A core: flags for GNU, clang's (zig's) name, the emulator's model (None: only `qemu` runs it), and whether it reads
-    words at any address.
+    """A core: flags for GNU, clang's (zig's) name, and the emulator's model (None: only `qemu` runs it).
 
     The library has no float, so the float ABI is soft, which makes sure that nothing slips in unseen; Helium needs the
     registers of the hard one, and there the floating-point instructions are left out instead.
@@ -67,14 +66,13 @@ class Cpu:
     gcc: tuple[str, ...]
     zig: str
     unicorn: str | None
-    unaligned: bool = True
     float_abi: str = "soft"
 
 
 CPUS = {
     cpu.name: cpu
     for cpu in (
-        Cpu("cortex-m0", ("-mcpu=cortex-m0",), "cortex_m0", "UC_CPU_ARM_CORTEX_M0", unaligned=False),
+        Cpu("cortex-m0", ("-mcpu=cortex-m0",), "cortex_m0", "UC_CPU_ARM_CORTEX_M0"),
         Cpu("cortex-m3", ("-mcpu=cortex-m3",), "cortex_m3", "UC_CPU_ARM_CORTEX_M3"),
         Cpu("cortex-m4", ("-mcpu=cortex-m4",), "cortex_m4", "UC_CPU_ARM_CORTEX_M4"),
         Cpu("cortex-m7", ("-mcpu=cortex-m7",), "cortex_m7", "UC_CPU_ARM_CORTEX_M7"),

@@ -64,28 +64,18 @@ class Refused(Exception):
         self.reply = {"error": kind, "text": text, **more}
 
 
-def native_hooks() -> tuple[Any, Any] | None:
-    """Machine code for UC_HOOK_CODE and UC_HOOK_MEM_*: counts into a u64; keeps the last misaligned address and its size.
-
-    Returns None without Numba.
-    """
+def native_hook() -> Any:
+    """Machine code for UC_HOOK_CODE that counts into a u64; None without Numba."""
     try:
         from numba import cfunc, types
     except ImportError:
         return None
-    words = types.CPointer(types.uint64)
 
-    @cfunc(types.void(types.voidptr, types.uint64, types.uint32, words))
+    @cfunc(types.void(types.voidptr, types.uint64, types.uint32, types.CPointer(types.uint64)))
     def count(engine, address, size, counter):
         counter[0] += 1
 
-    @cfunc(types.void(types.voidptr, types.int32, types.uint64, types.int32, types.int64, words))
-    def align(engine, access, address, size, value, found):
-        if address % types.uint64(size) != 0:
-            found[0] = address
-            found[1] = types.uint64(size)
-
-    return count, align
+    return count
 
 
 class Watchdog(threading.Thread):
@@ -137,17 +127,16 @@ class Machine:
         self.uc: Any = None
         self.buffers: dict[int, tuple[str, int, int, int]] = {}  # address -> name, size, first page, bytes of pages
         self.fault: dict[str, int] = {}
-        self.hooks: tuple[Any, Any] | None = None
+        self.hook: Any = None
         self.counter = ctypes.c_uint64()
-        self.misaligned = (ctypes.c_uint64 * 2)()
         self.watchdog = Watchdog()
 
     # Requests. Each returns the reply's header, or header and data.
 
-    def do_start(self, model: str, unaligned: bool, stack_low: int, stack_top: int, stop: int) -> dict:
+    def do_start(self, model: str, stack_low: int, stack_top: int, stop: int) -> dict:
         """Makes the core. `stop` is the address at which calls return."""
-        # In its M-class mode the emulator gives a Cortex-M0 instructions that it lacks (UDIV, SMLAD); without, it refuses them.
-        # The cores that have them need the mode.
+        # In its M-class mode the emulator gives a Cortex-M0 what it lacks (UDIV, SMLAD, misaligned accesses); without, it
+        # refuses them. The cores that have them need the mode.
         mode = self.const.UC_MODE_THUMB | (0 if model.endswith("_M0") else self.const.UC_MODE_MCLASS)
         uc = self.lib.Uc(self.const.UC_ARCH_ARM, mode)
         uc.ctl_set_cpu_model(getattr(self.arm, model))
@@ -157,10 +146,6 @@ class Machine:
         self.protections["rw"] = self.const.UC_PROT_READ | self.const.UC_PROT_WRITE
         uc.mem_map(stack_low, stack_top - stack_low, self.protections["rw"])
         uc.hook_add(self.const.UC_HOOK_MEM_INVALID, self._on_invalid)
-        if not unaligned and (hooks := self._native()):
-            # Cortex-M0 faults on misaligned accesses, the emulator performs them
-            kind = self.const.UC_HOOK_MEM_READ | self.const.UC_HOOK_MEM_WRITE
-            self._hook(kind, hooks[1].address, ctypes.addressof(self.misaligned))
         self.fresh = uc.context_save()
         return {"unicorn": self.lib.__version__}
 
@@ -214,7 +199,6 @@ class Machine:
         uc = self.uc
         uc.context_restore(self.fresh)
         self.fault = {}
-        self.misaligned[1] = 0
         uc.mem_write(self.stack_low, bytes([STACK_PAINT]) * (self.stack_top - self.stack_low))
         stacked = struct.pack(f"<{len(args[4:])}I", *args[4:])
         sp = (self.stack_top - len(stacked)) & ~7
@@ -240,10 +224,10 @@ class Machine:
             text = f"{size} bytes at {address:#x} are not all in the emulated memory"
             raise Refused("argument", text) from error
 
-    def _native(self) -> tuple[Any, Any] | None:
-        if self.hooks is None:
-            self.hooks = native_hooks()
-        return self.hooks
+    def _native(self) -> Any:
+        if self.hook is None:
+            self.hook = native_hook()
+        return self.hook
 
     def _hook(self, kind: int, function: int, data: int) -> Callable[[], Any]:
         """Registers machine code as a hook for every address, by unicorn's C function; returns what removes it."""
@@ -274,8 +258,8 @@ class Machine:
         uc, unhook = self.uc, None
         if count:
             self.counter.value = 0
-            if hooks := self._native():
-                unhook = self._hook(self.const.UC_HOOK_CODE, hooks[0].address, ctypes.addressof(self.counter))
+            if hook := self._native():
+                unhook = self._hook(self.const.UC_HOOK_CODE, hook.address, ctypes.addressof(self.counter))
             else:
                 unhook = functools.partial(uc.hook_del, uc.hook_add(self.const.UC_HOOK_BLOCK, self._on_block))
         if count or limit:
@@ -300,7 +284,7 @@ class Machine:
         return {name: self.uc.reg_read(self._register(name)) for name in ("pc", "lr", "sp")}
 
     def _check(self, registers: dict[str, int]) -> None:
-        """Raises Refused if a finished call damaged a guard or a register, or accessed memory as the core could not."""
+        """Raises Refused if a finished call damaged a guard or a register."""
         for address, (name, size, first, room) in self.buffers.items():
             for start, end in ((first, address), (address + size, first + room)):
                 guard = self.uc.mem_read(start, end - start)
@@ -312,10 +296,6 @@ class Machine:
         for name in (*PRESERVED, "sp"):
             if self.uc.reg_read(self._register(name)) != registers[name]:
                 raise Refused("registers", f"did not preserve {name}, which AAPCS asks of it")
-        if self.misaligned[1]:
-            size = self.misaligned[1]
-            text = f"accessed {size} bytes at an address that is not a multiple of {size}, on which this core faults"
-            raise Refused("alignment", text, address=self.misaligned[0])
 
 
 def main() -> None:
