@@ -1,6 +1,7 @@
 # make setup   virtual environment, C library, Arm cross compiler, emulator
 # make demo    train -> quantise -> pack -> synthesise -> run -> compare -> report; DATA=mitdb DATA_DIR=<folder> for real ECG
 # make test    the suite that CI runs
+# make test-sanitize  the C tests under ASan and UBSan
 # make test-all  the full matrix (compilers, optimisation levels, sanitizers, emulated CPUs) -> results/test-all.json
 
 VENV    := .venv
@@ -8,9 +9,9 @@ PYTHON  := $(VENV)/bin/python
 DATA    ?= synthetic-ecg
 OUT     ?= out/demo
 SEED    ?= 0
-C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/kernels/*.c csrc/kernels/*.h)
+C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/backends/*/*.[ch])
 
-.PHONY: setup demo test test-all clean
+.PHONY: setup demo test test-all test-sanitize clean
 
 setup: $(VENV)/.built
 
@@ -31,6 +32,9 @@ test: setup
 
 test-all: setup
 	@$(PYTHON) tests/full_matrix.py --out results/test-all.json
+
+test-sanitize: setup
+	@$(PYTHON) tests/full_matrix.py --only ASan
 
 clean:
 	rm -rf build out $(VENV) *.egg-info pyhtpw/*.so pyhtpw/_htpw.c
