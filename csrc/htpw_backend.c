@@ -1,5 +1,10 @@
 /* The list of backends: their memory rules, which of them this build has, and the one choice among them. */
+#include "backends/armv7em_dsp/htpw_dsp.h"
+#include "backends/armv81m_mve/htpw_mve.h"
+#include "backends/cmsis_nn/htpw_cmsis_nn.h"
 #include "backends/htpw_backend.h"
+#include "backends/x86_avx2/htpw_avx2.h"
+#include "backends/x86_avx512vnni/htpw_vnni.h"
 
 /* Rules are data for every backend, also for those that this machine cannot run: a host plans for a target. */
 static const struct htpw_backend_rule htpw_rules[] = {
@@ -38,9 +43,41 @@ static const struct htpw_backend htpw_portable = {
     HTPW_BACKEND_PORTABLE, htpw_portable_conv,  htpw_portable_depthwise, htpw_portable_conv1x1, htpw_portable_packed,
     htpw_add_s8_ref,       htpw_avgpool_s8_ref, htpw_maxpool_s8_ref};
 
+/* x86: a CPU has them or not; the compiler's runtime asks CPUID and XGETBV once, and keeps the answer itself. */
+#ifdef HTPW_HAS_X86_AVX2
+static const struct htpw_backend *htpw_find_avx2(void) { return __builtin_cpu_supports("avx2") ? &htpw_backend_x86_avx2 : NULL; }
+#endif
+#ifdef HTPW_HAS_X86_AVX512VNNI
+static const struct htpw_backend *htpw_find_vnni(void) {
+    const int has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    return has ? &htpw_backend_x86_avx512vnni : NULL;
+}
+#endif
+
 /* The best backend of this build and CPU. */
 static int htpw_backend_best(void) {
+#ifdef HTPW_HAS_X86_AVX512VNNI
+    if (htpw_find_vnni() != NULL) {
+        return HTPW_BACKEND_X86_AVX512VNNI;
+    }
+#endif
+#ifdef HTPW_HAS_X86_AVX2
+    if (htpw_find_avx2() != NULL) {
+        return HTPW_BACKEND_X86_AVX2;
+    }
+#endif
+#if defined(HTPW_HAS_CMSIS_NN)
+    return HTPW_BACKEND_CMSIS_NN; /* whoever compiles it in wants it */
+#elif defined(HTPW_HAS_ARMV81M_MVE)
+    return HTPW_BACKEND_ARMV81M_MVE;
+#elif defined(HTPW_HAS_ARMV7EM_DSP) && defined(HTPW_CONFIG_CACHE_WIDE)
+    return HTPW_BACKEND_ARMV7EM_DSP_WIDE;
+#elif defined(HTPW_HAS_ARMV7EM_DSP)
+    return HTPW_BACKEND_ARMV7EM_DSP;
+#else
     return HTPW_BACKEND_PORTABLE;
+#endif
 }
 
 const struct htpw_backend_rule *htpw_backend_rule(int id) {
@@ -52,6 +89,28 @@ const struct htpw_backend *htpw_backend_get(int id) {
     switch (id == HTPW_BACKEND_BEST ? htpw_backend_best() : id) {
     case HTPW_BACKEND_PORTABLE:
         return &htpw_portable;
+#ifdef HTPW_HAS_X86_AVX2
+    case HTPW_BACKEND_X86_AVX2:
+        return htpw_find_avx2();
+#endif
+#ifdef HTPW_HAS_X86_AVX512VNNI
+    case HTPW_BACKEND_X86_AVX512VNNI:
+        return htpw_find_vnni();
+#endif
+#ifdef HTPW_HAS_ARMV7EM_DSP
+    case HTPW_BACKEND_ARMV7EM_DSP:
+        return &htpw_backend_armv7em_dsp;
+    case HTPW_BACKEND_ARMV7EM_DSP_WIDE:
+        return &htpw_backend_armv7em_dsp_wide;
+#endif
+#ifdef HTPW_HAS_ARMV81M_MVE
+    case HTPW_BACKEND_ARMV81M_MVE:
+        return &htpw_backend_armv81m_mve;
+#endif
+#ifdef HTPW_HAS_CMSIS_NN
+    case HTPW_BACKEND_CMSIS_NN:
+        return &htpw_backend_cmsis_nn;
+#endif
     default:
         return NULL;
     }
@@ -70,6 +129,12 @@ const char *htpw_backend_name(int id) {
 }
 
 int htpw_backend_is_available(int id) { return htpw_backend_get(id) != NULL; }
+
+/* A head is small and used again for every tile: where the cache keeps int8 to save memory, the head need not. */
+int htpw_backend_synthesis(int id) {
+    id = id == HTPW_BACKEND_BEST ? htpw_backend_best() : id;
+    return id == HTPW_BACKEND_ARMV7EM_DSP ? HTPW_BACKEND_ARMV7EM_DSP_WIDE : id;
+}
 
 uint32_t htpw_backend_scratch(const struct htpw_backend_rule *rule, uint32_t products) {
     return 2u * rule->row_block * ((products + 15u) & ~UINT32_C(15));

@@ -123,8 +123,8 @@ void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out);
 /* Parses GENR and HEAD into the model. Errors: SOURCE, RANGE, OVERFLOW, DATA. */
 int htpw_generator_open(struct htpw_model *model, struct htpw_span generator, struct htpw_span heads);
 
-/* Bytes of 4-byte aligned scratch that synthesis needs; the same function lays it out. */
-uint32_t htpw_synth_scratch(const struct htpw_model *model);
+/* Bytes of 4-byte aligned scratch that synthesis needs with a backend; the same function lays it out. */
+uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend);
 
 /* Synthesises the kernel of a generated operator into its place in the cache, in the layout htpw_op_layout gives. */
 void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,

@@ -29,26 +29,79 @@ uint32_t htpw_layout_bytes(const struct htpw_layout *layout, uint32_t out_c, uin
 }
 
 void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed) {
-    const uint32_t bytes = htpw_layout_bytes(layout, out_c, in_c);
+    if (out_c % layout->out_block == 0 && in_c % layout->in_block == 0) {
+        return; /* nothing fills up */
+    }
+    const uint32_t bytes = htpw_layout_weight_bytes(layout, out_c, in_c);
     for (uint32_t i = 0; i < bytes; i++) {
         ((uint8_t *)packed)[i] = 0;
     }
 }
 
+static void htpw_layout_put_one(const struct htpw_layout *layout, void *packed, uint32_t at, int8_t weight) {
+    if (layout->bytes == 1) {
+        ((int8_t *)packed)[at] = weight;
+    } else {
+        ((int16_t *)packed)[at] = weight;
+    }
+}
+
+/* n columns of row o from column i on, one by one. */
+static void htpw_layout_put_apart(const struct htpw_layout *layout, uint32_t steps, uint32_t o, uint32_t i, uint32_t n,
+                                  const int8_t *w, void *packed) {
+    for (uint32_t k = 0; k < n; k++) {
+        htpw_layout_put_one(layout, packed, htpw_layout_index(layout, steps, o, i + k), w[k]);
+    }
+}
+
+struct htpw_four { /* copied as a whole, which compilers do with one word where the core can */
+    int8_t byte[4];
+};
+
+/* `n` columns of one row from column i on, a multiple of in_block; n is too. row: element of column 0 of the row. */
+static void htpw_layout_put_steps(const struct htpw_layout *layout, uint32_t row, uint32_t i, uint32_t n,
+                                  const int8_t *w, void *packed) {
+    const uint32_t ib = layout->in_block, stride = layout->out_block * ib;
+    uint32_t at = row + i * layout->out_block;
+    if (layout->bytes == 2 && ib == 2) {
+        for (uint32_t k = 0; k < n; k += 2u, at += stride) {
+            ((int16_t *)packed)[at] = w[k];
+            ((int16_t *)packed)[at + 1u] = w[k + 1u];
+        }
+    } else if (layout->bytes == 1 && ib == 4) {
+        for (uint32_t k = 0; k < n; k += 4u, at += stride) {
+            *(struct htpw_four *)(void *)((int8_t *)packed + at) = *(const struct htpw_four *)(const void *)(w + k);
+        }
+    } else {
+        for (uint32_t k = 0; k < n; k++) {
+            htpw_layout_put_one(layout, packed, at + k / ib * stride + k % ib, w[k]);
+        }
+    }
+}
+
 void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
                      void *packed) {
-    const uint32_t steps = htpw_blocks(in_c, layout->in_block);
-    uint32_t o = first / in_c, i = first % in_c;
-    for (uint32_t n = 0; n < count; n++) {
-        const uint32_t at = htpw_layout_index(layout, steps, o, i);
-        if (layout->bytes == 1) {
-            ((int8_t *)packed)[at] = w[n];
-        } else {
-            ((int16_t *)packed)[at] = w[n];
+    const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
+    uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
+    uint32_t left_of_block = ob - o % ob; /* rows, this one included */
+    const int fits = !layout->pairs && in_c % ib == 0 && i % ib == 0 && count % ib == 0; /* the usual case */
+    for (uint32_t n; count > 0; count -= n, w += n) {
+        n = in_c - i < count ? in_c - i : count;
+        if (fits) {
+            htpw_layout_put_steps(layout, row, i, n, w, packed);
+        } else { /* whole steps at once, what stands before and behind them one by one */
+            const uint32_t front = (ib - i % ib) % ib, before = layout->pairs || front > n ? n : front;
+            const uint32_t whole = (n - before) / ib * ib;
+            htpw_layout_put_apart(layout, steps, o, i, before, w, packed);
+            htpw_layout_put_steps(layout, row, i + before, whole, w + before, packed);
+            htpw_layout_put_apart(layout, steps, o, i + before + whole, n - before - whole, w + before + whole, packed);
         }
-        if (++i == in_c) {
-            i = 0;
-            o++;
+        i = 0;
+        o++;
+        row += ib;
+        if (--left_of_block == 0) {
+            left_of_block = ob;
+            row += (steps - 1u) * ob * ib;
         }
     }
 }

@@ -176,7 +176,7 @@ int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_pl
     if (rule == NULL) {
         return HTPW_ERR_BACKEND;
     }
-    uint32_t scratch = model->generated_count != 0 ? htpw_synth_scratch(model) : 0u;
+    uint32_t scratch = model->generated_count != 0 ? htpw_synth_scratch(model, backend) : 0u;
     int result = htpw_cursor_start(model, rule, &cursor);
     while (result >= 0 && (result = htpw_cursor_next(model, &cursor, &op)) > 0) {
         const uint32_t bytes = htpw_op_scratch(rule, &op);

@@ -1,5 +1,6 @@
-/* Synthesis: codes -> generator -> head -> int8 kernel (docs/SPEC.md 4.5 to 5), made of the same fully connected kernel
- * that inference runs. Weights narrower than 8 bits and biases are unpacked once per kernel into scratch.
+/* Synthesis: codes -> generator -> head -> int8 kernel (docs/SPEC.md 4.5 to 5), made of the same matrix products that
+ * inference runs, over several tiles at a time. Weights and biases of the generator and of the head are unpacked once per
+ * kernel into scratch, small ones into the layout of the backend.
  */
 #include "htpw_internal.h"
 
@@ -131,11 +132,18 @@ int htpw_generator_open(struct htpw_model *model, struct htpw_span generator, st
     return error != HTPW_OK ? error : htpw_head_section(model, heads);
 }
 
-/* One layer ready to run: int8 weights, int32 biases, requantisation. */
+/* Tiles are made several at a time, so that a backend can share its loads between them. */
+#define HTPW_SYNTH_TILES_MAX 16u
+#define HTPW_SYNTH_BATCH 512u    /* weights: tiles are fewer if they are large, but at least two */
+#define HTPW_SYNTH_PACKED 4096u  /* bytes of a layer or head that is worth a copy in the layout of the backend */
+
+/* One layer ready to run. */
 struct htpw_synth_layer {
-    const int8_t *weights;
+    const void *weights; /* packed in the layout of the backend, or row-major int8 */
     const int32_t *biases;
     int32_t multiplier, shift;
+    int32_t rows, cols;
+    int is_packed;
 };
 
 /* Hands out scratch; with base NULL it only counts, which is how the plan learns the size. */
@@ -150,14 +158,67 @@ static uint8_t *htpw_bump_take(struct htpw_bump *bump, uint32_t bytes) {
     return p;
 }
 
-static void htpw_layer_unpack(const struct htpw_generator_layer *layer, struct htpw_bump *bump,
-                              struct htpw_synth_layer *out) {
+/* n signed values of a stream of `bits` <= 8 each, from value `first` on. */
+static void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to) {
+    const uint32_t at = first * bits; /* bits of a section: below 2^30 */
+    const uint8_t *p = stream + at / 8u;
+    if (bits == 4 && at % 8u == 0) { /* the usual width of codes */
+        for (; n > 1; n -= 2, p++) {
+            *to++ = (int8_t)((int32_t)((uint32_t)*p << 28) >> 28);
+            *to++ = (int8_t)((int32_t)((uint32_t)*p << 24) >> 28);
+        }
+    }
+    uint32_t held = 0, have = 0;
+    if (at % 8u != 0) { /* then nothing has been read yet */
+        held = (uint32_t)*p++ >> (at % 8u);
+        have = 8u - at % 8u;
+    }
+    for (; n > 0; n--) {
+        if (have < bits) {
+            held |= (uint32_t)*p++ << have;
+            have += 8u;
+        }
+        *to++ = (int8_t)((int32_t)(held << (32u - bits)) >> (32u - bits));
+        held >>= bits;
+        have -= bits;
+    }
+}
+
+/* Row-major weights of a layer into the layout of the backend; narrow ones a few at a time. */
+static void htpw_layer_pack(const struct htpw_generator_layer *layer, const struct htpw_layout *layout, void *packed) {
     const uint32_t count = (uint32_t)layer->rows * layer->cols;
-    out->weights = (const int8_t *)layer->weights;
-    if (layer->weight_bits != 8) {
+    int8_t some[64];
+    htpw_layout_clear(layout, layer->rows, layer->cols, packed);
+    if (layer->weight_bits == 8) {
+        htpw_layout_put(layout, layer->cols, 0, count, (const int8_t *)layer->weights, packed);
+    } else {
+        for (uint32_t done = 0, n; done < count; done += n) {
+            n = count - done < sizeof some ? count - done : (uint32_t)sizeof some;
+            htpw_values_read(layer->weights, done, n, layer->weight_bits, some);
+            htpw_layout_put(layout, layer->cols, done, n, some, packed);
+        }
+    }
+    htpw_layout_finish(layout, layer->rows, layer->cols, packed);
+}
+
+static void htpw_layer_unpack(const struct htpw_generator_layer *layer, const struct htpw_layout *layout,
+                              struct htpw_bump *bump, struct htpw_synth_layer *out) {
+    const uint32_t count = (uint32_t)layer->rows * layer->cols;
+    const uint32_t bytes = htpw_layout_bytes(layout, layer->rows, layer->cols);
+    out->rows = layer->rows;
+    out->cols = layer->cols;
+    out->weights = layer->weights;
+    out->is_packed = layout->out_block != 1 && bytes <= HTPW_SYNTH_PACKED;
+    if (out->is_packed) {
+        void *packed = htpw_bump_take(bump, bytes);
+        if (packed != NULL) {
+            htpw_layer_pack(layer, layout, packed);
+        }
+        out->weights = packed;
+    } else if (layer->weight_bits != 8) {
         int8_t *weights = (int8_t *)htpw_bump_take(bump, count);
-        for (uint32_t i = 0; weights != NULL && i < count; i++) {
-            weights[i] = (int8_t)htpw_bits_signed(layer->weights, i, layer->weight_bits);
+        if (weights != NULL) {
+            htpw_values_read(layer->weights, 0, count, layer->weight_bits, weights);
         }
         out->weights = weights;
     }
@@ -175,61 +236,75 @@ static void htpw_layer_unpack(const struct htpw_generator_layer *layer, struct h
 
 struct htpw_synth {
     struct htpw_synth_layer generator[HTPW_GENERATOR_LAYERS_MAX], head;
-    int8_t *buffer[2]; /* code or embedding: 255 bytes each, used in turn */
-    int8_t *tile;      /* the weights of one tile, row-major, on their way into the cache's layout */
+    uint32_t tiles;    /* made at one time */
+    int8_t *buffer[2]; /* codes or embeddings of all of them, used in turn */
+    int8_t *weights;   /* row-major, on their way into the cache's layout */
+    void *scratch;     /* of the backend's kernels */
 };
 
 /* Lays out scratch for one head and returns the bytes used; fills it if `base` is not NULL. */
-static uint32_t htpw_synth_prepare(const struct htpw_model *model, uint32_t head, uint8_t *base, struct htpw_synth *s) {
+static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t head,
+                                   uint8_t *base, struct htpw_synth *s) {
     struct htpw_bump bump = {base, 0};
+    const uint32_t rows = model->head[head].rows;
+    uint32_t widest = model->dz;
     for (uint32_t i = 0; i < model->generator_layers; i++) {
-        htpw_layer_unpack(&model->generator[i], &bump, &s->generator[i]);
+        htpw_layer_unpack(&model->generator[i], &rule->layout, &bump, &s->generator[i]);
+        widest = model->generator[i].rows > widest ? model->generator[i].rows : widest;
     }
-    htpw_layer_unpack(&model->head[head], &bump, &s->head);
-    s->buffer[0] = (int8_t *)htpw_bump_take(&bump, 256);
-    s->buffer[1] = (int8_t *)htpw_bump_take(&bump, 256);
-    s->tile = (int8_t *)htpw_bump_take(&bump, model->head[head].rows);
+    htpw_layer_unpack(&model->head[head], &rule->layout, &bump, &s->head);
+    s->tiles = HTPW_SYNTH_BATCH / rows & ~UINT32_C(1);
+    s->tiles = s->tiles < 2u ? 2u : s->tiles > HTPW_SYNTH_TILES_MAX ? HTPW_SYNTH_TILES_MAX : s->tiles;
+    s->buffer[0] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
+    s->buffer[1] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
+    s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * rows);
+    s->scratch = htpw_bump_take(&bump, htpw_backend_scratch(rule, widest));
     return htpw_round16(bump.used);
 }
 
-uint32_t htpw_synth_scratch(const struct htpw_model *model) {
+uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
+    const struct htpw_backend_rule *rule = htpw_backend_rule(htpw_backend_synthesis(backend));
     uint32_t most = 0;
     for (uint32_t i = 0; i < model->head_count; i++) {
         struct htpw_synth s;
-        const uint32_t bytes = htpw_synth_prepare(model, i, NULL, &s);
+        const uint32_t bytes = htpw_synth_prepare(model, rule, i, NULL, &s);
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-static void htpw_synth_fc(const struct htpw_synth_layer *layer, uint32_t cols, uint32_t rows, int32_t act_min,
-                          const int8_t *x, int8_t *y) {
+/* y[tiles][rows] of x[tiles][cols]. */
+static void htpw_synth_run(const struct htpw_backend *backend, const struct htpw_synth_layer *layer, int32_t tiles,
+                           int32_t act_min, void *scratch, const int8_t *x, int8_t *y) {
     const struct htpw_requant q = {&layer->multiplier, &layer->shift, 0, 0, act_min, 127};
-    htpw_fully_connected_s8_ref(1, (int32_t)cols, (int32_t)rows, &q, 0, 0, x, layer->weights, layer->biases, y);
+    if (layer->is_packed) {
+        backend->packed(tiles, layer->cols, layer->rows, &q, 0, x, layer->weights, layer->biases, scratch, y);
+    } else {
+        backend->conv1x1(tiles, layer->cols, layer->rows, &q, 0, x, (const int8_t *)layer->weights, layer->biases,
+                         scratch, y);
+    }
 }
 
 void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
                        uint8_t *scratch, uint8_t *cache) {
-    const struct htpw_generator_layer *head = &model->head[op->head];
     const struct htpw_layout *layout = htpw_op_layout(htpw_backend_rule(backend->id), op);
+    const int with = htpw_backend_synthesis(backend->id);
     uint8_t *kernel = cache + op->cache_offset;
     struct htpw_synth s;
-    (void)htpw_synth_prepare(model, op->head, scratch, &s);
+    (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, scratch, &s);
+    backend = htpw_backend_get(with);
     htpw_layout_clear(layout, op->out.c, op->products, kernel);
-    uint32_t code = 0;
-    for (uint32_t done = 0; done < op->weight_count; done += head->rows) {
-        const uint32_t left = op->weight_count - done;
-        const uint32_t count = left < head->rows ? left : head->rows; /* the last tile is cut off */
+    const uint32_t rows = (uint32_t)s.head.rows, all = (op->weight_count + rows - 1u) / rows;
+    for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
         uint32_t from = 0;
-        for (uint32_t i = 0; i < model->dz; i++) {
-            s.buffer[0][i] = (int8_t)htpw_bits_signed(op->codes, code++, model->code_bits);
-        }
+        tiles = all - tile < s.tiles ? all - tile : s.tiles;
+        htpw_values_read(op->codes, tile * model->dz, tiles * model->dz, model->code_bits, s.buffer[0]);
         for (uint32_t i = 0; i < model->generator_layers; i++, from ^= 1u) {
-            const struct htpw_generator_layer *layer = &model->generator[i];
-            htpw_synth_fc(&s.generator[i], layer->cols, layer->rows, 0, s.buffer[from], s.buffer[from ^ 1u]);
+            htpw_synth_run(backend, &s.generator[i], (int32_t)tiles, 0, s.scratch, s.buffer[from], s.buffer[from ^ 1u]);
         }
-        htpw_synth_fc(&s.head, head->cols, count, -127, s.buffer[from], s.tile);
-        htpw_layout_put(layout, op->products, done, count, s.tile, kernel);
+        htpw_synth_run(backend, &s.head, (int32_t)tiles, -127, s.scratch, s.buffer[from], s.weights);
+        const uint32_t done = tile * rows, left = op->weight_count - done; /* the last tile is cut off */
+        htpw_layout_put(layout, op->products, done, left < tiles * rows ? left : tiles * rows, s.weights, kernel);
     }
     htpw_layout_finish(layout, op->out.c, op->products, kernel);
 }

@@ -40,13 +40,18 @@ def declarations() -> str:
         sys.exit(f"pyhtpw: {' '.join(command)} failed: {error.stderr.strip()}")
 
 
+# The user's own CMSIS-NN, if there is one (csrc/backends/cmsis_nn/README.md)
+CMSIS_NN = os.environ.get("HTPW_CMSIS_NN_INCLUDE")
+
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "pyhtpw._htpw",
     "".join(f'#include "{header}"\n' for header in HEADERS),
     sources=sources(),
-    include_dirs=["csrc"],
+    include_dirs=["csrc", *([CMSIS_NN] if CMSIS_NN else [])],
+    define_macros=[("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [],
+    extra_objects=[os.environ["HTPW_CMSIS_NN_LIBRARY"]] if CMSIS_NN else [],
     depends=sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h")),
     extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing"] if os.name == "posix" else [],
 )

@@ -79,6 +79,12 @@ def _in_domain(kernel: str, args: list) -> bool:
     return (products * 255 * 128 + largest) << max(int(q.fields[1].max()), 0) < 1 << 30
 
 
+def portable_symbol(kernel: str) -> str:
+    """The C function of the portable kernel; a cached kernel is row-major there, so it is the ordinary one."""
+    base = kernel.replace("_cached", "")
+    return f"htpw_{base}" if base.startswith("bits_") else f"htpw_{base}_ref"
+
+
 def lower(kernel: str, args: tuple, backend: int) -> tuple[str | None, int, tuple]:
     """(field of the kernel table, backend, its arguments), or (None, portable, arguments of the portable kernel).
 
@@ -87,10 +93,10 @@ def lower(kernel: str, args: tuple, backend: int) -> tuple[str | None, int, tupl
     args = list(args)
     if kernel not in FIELDS or (kernel == "fully_connected_s8" and args[5] != 0) or not _in_domain(kernel, args):
         backend = PORTABLE
+    if backend == PORTABLE:
+        return None, PORTABLE, tuple(args)
     if kernel == "conv1x1_cached_s8":
         args[6] = cached_layout(backend, args[6])  # rows, in_c, out_c, q, in_offset, x, w, bias, y
-    elif backend == PORTABLE:
-        return None, PORTABLE, tuple(args)
     elif kernel == "fully_connected_s8":
         del args[5]  # the filter offset, 0
     return FIELDS[kernel], backend, tuple(_with_scratch(FIELDS[kernel], args, backend))
@@ -127,7 +133,7 @@ class Host:
         if field is not None:
             function = getattr(lib.htpw_backend_get(backend), field)
         else:
-            function = getattr(lib, f"htpw_{kernel}_ref" if hasattr(lib, f"htpw_{kernel}_ref") else f"htpw_{kernel}")
+            function = getattr(lib, portable_symbol(kernel))
         kept: list = []  # cffi structs do not keep what their pointers point to
         function(*(self._value(arg, kept) for arg in args))
 

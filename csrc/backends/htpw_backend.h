@@ -55,6 +55,9 @@ const struct htpw_backend_rule *htpw_backend_rule(int id);
 /* The kernels of backend `id`; NULL if this build or this CPU has them not. */
 const struct htpw_backend *htpw_backend_get(int id);
 
+/* The backend whose kernels and layout synthesis uses for the generator and the heads when `id` runs the network. */
+int htpw_backend_synthesis(int id);
+
 /* Scratch bytes of a convolution-like kernel with `products` products per output, or of a depthwise one of `taps` taps. */
 uint32_t htpw_backend_scratch(const struct htpw_backend_rule *rule, uint32_t products);
 uint32_t htpw_backend_depthwise_scratch(const struct htpw_backend_rule *rule, uint32_t taps, uint32_t channels);
@@ -62,8 +65,8 @@ uint32_t htpw_backend_depthwise_scratch(const struct htpw_backend_rule *rule, ui
 /* Bytes of a packed w[out_c][in_c]; < 2^27 for any kernel that an image can hold. */
 uint32_t htpw_layout_bytes(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c);
 
-/* Puts `count` row-major weights, the first of flat index `first`, into their places. Untouched places keep their value:
- * begin with htpw_layout_clear, end with htpw_layout_finish, which makes the sums. */
+/* Puts `count` row-major weights, the first of flat index `first`, into their places. Begin with htpw_layout_clear, which
+ * zeroes at least the places that only fill up, put every weight, end with htpw_layout_finish, which makes the sums. */
 void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed);
 void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
                      void *packed);

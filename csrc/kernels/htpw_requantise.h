@@ -39,6 +39,30 @@ static inline int8_t htpw_output_s8(const struct htpw_requant *q, int32_t c, uin
     return (int8_t)htpw_clamp((int32_t)((uint32_t)v + (uint32_t)q->out_offset), q->act_min, q->act_max);
 }
 
+/* What finishes the outputs of one channel, fetched once: a store to y may change anything q points to, for all a compiler
+ * knows, so a loop over rows that asked q each time would load it all again. */
+struct htpw_finish {
+    int32_t multiplier, left, right, out_offset, act_min, act_max;
+};
+
+static inline struct htpw_finish htpw_finish_of(const struct htpw_requant *q, int32_t c) {
+    const int32_t i = q->per_channel ? c : 0, shift = q->shift[i];
+    const struct htpw_finish f = {q->multiplier[i], shift > 0 ? shift : 0, shift > 0 ? 0 : -shift,
+                                  q->out_offset,    q->act_min,            q->act_max};
+    return f;
+}
+
+/* htpw_output_s8 with what htpw_finish_of fetched. |h| <= 2^31 - 1 here, since the multiplier is not negative, so h - 1 cannot
+ * overflow; (h >> (right - 1)) + 1 is (h + 2^(right-1)) >> (right - 1) without the sum that could; subtracting 1 from negative
+ * h first turns "ties up" into "ties away from zero". */
+static inline int8_t htpw_finish_s8(const struct htpw_finish *f, uint32_t sum) {
+    int32_t h = htpw_high_multiply((int32_t)(sum << f->left), f->multiplier);
+    if (f->right > 0) {
+        h = (((h - (h < 0)) >> (f->right - 1)) + 1) >> 1;
+    }
+    return (int8_t)htpw_clamp((int32_t)((uint32_t)h + (uint32_t)f->out_offset), f->act_min, f->act_max);
+}
+
 /* bias[c] modulo 2^32, or 0 without biases. */
 static inline uint32_t htpw_bias(const int32_t *bias, int32_t c) { return bias ? (uint32_t)bias[c] : 0u; }
 

@@ -25,13 +25,12 @@ typedef uint32_t htpw_target_function(uint32_t, uint32_t, uint32_t, uint32_t, ui
                                       uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t);
 
 /* From the linker script. */
-extern uint32_t htpw_target_stack_top, htpw_target_image, htpw_target_image_end;
+extern uint32_t htpw_target_stack_top[], htpw_target_image[], htpw_target_image_end[];
 
 void htpw_target_reset(void);
 void htpw_target_fault(void);
 void htpw_target_fault_report(const uint32_t *frame);
 void htpw_target_mark(void);
-int32_t htpw_target_semihost(uint32_t operation, const void *arguments);
 
 #define HTPW_TARGET_REGISTER(address) (*(volatile uint32_t *)(uintptr_t)(address))
 #define HTPW_TARGET_CCR HTPW_TARGET_REGISTER(0xE000ED14)
@@ -41,20 +40,24 @@ int32_t htpw_target_semihost(uint32_t operation, const void *arguments);
 #define HTPW_TARGET_TIMER_MASK UINT32_C(0xFFFFFF)
 
 __attribute__((section(".vectors"), used)) static const void *const htpw_target_vectors[16] = {
-    &htpw_target_stack_top,    (const void *)htpw_target_reset, (const void *)htpw_target_fault,
+    htpw_target_stack_top,    (const void *)htpw_target_reset, (const void *)htpw_target_fault,
     (const void *)htpw_target_fault, (const void *)htpw_target_fault, (const void *)htpw_target_fault,
     (const void *)htpw_target_fault, (const void *)htpw_target_fault};
 
-static struct htpw_target_job *htpw_target_job(void) { return (struct htpw_target_job *)(void *)&htpw_target_image; }
+static struct htpw_target_job *htpw_target_job(void) { return (struct htpw_target_job *)(void *)htpw_target_image; }
 
-__attribute__((naked)) int32_t htpw_target_semihost(uint32_t operation, const void *arguments) {
-    __asm__ volatile("bkpt 0xab\n bx lr");
+/* Asks the host for a service. */
+static uint32_t htpw_target_semihost(uint32_t operation, const void *arguments) {
+    register uint32_t r0 __asm__("r0") = operation;
+    register const void *r1 __asm__("r1") = arguments;
+    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
+    return r0;
 }
 
 /* Opens a file in the folder in which the emulator runs; mode 1 reads, 5 writes bytes. */
 static uint32_t htpw_target_open(const char *name, uint32_t length, uint32_t mode) {
     const uint32_t arguments[3] = {(uint32_t)(uintptr_t)name, mode, length};
-    return (uint32_t)htpw_target_semihost(0x01, arguments);
+    return htpw_target_semihost(0x01, arguments);
 }
 
 /* Writes the image back and ends the emulator. */
@@ -101,7 +104,7 @@ void htpw_target_reset(void) {
     HTPW_TARGET_CCR |= UINT32_C(1) << 3; /* cores of this architecture fault on unaligned words, so let the board do it */
 #endif
     const uint32_t file = htpw_target_open("job", 3, 1);
-    const uint32_t room = (uint32_t)((uintptr_t)&htpw_target_image_end - (uintptr_t)job);
+    const uint32_t room = (uint32_t)((uintptr_t)htpw_target_image_end - (uintptr_t)job);
     const uint32_t arguments[3] = {file, (uint32_t)(uintptr_t)job, room};
     (void)htpw_target_semihost(0x06, arguments);
     if (job->magic != HTPW_TARGET_MAGIC) {

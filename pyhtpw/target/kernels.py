@@ -15,7 +15,7 @@ import numpy as np
 from pyhtpw import kernels
 from pyhtpw._native import BACKENDS, backend_id
 from pyhtpw.errors import KernelError
-from pyhtpw.executor import Struct, lower
+from pyhtpw.executor import Executor, Struct, lower, portable_symbol
 
 if TYPE_CHECKING:
     from pyhtpw.target.emulator import Emulator
@@ -57,10 +57,7 @@ class Target:
     def run(self, kernel: str, *args: Any) -> None:
         """Runs a kernel; the last argument receives the output."""
         field, backend, args = lower(kernel, args, self.backend)
-        symbols = self.emulator.elf.symbols
-        symbol = f"htpw_{kernel}_ref" if f"htpw_{kernel}_ref" in symbols else f"htpw_{kernel}"
-        if field is not None:
-            symbol = self._table(backend)[field]
+        symbol = portable_symbol(kernel) if field is None else self._table(backend)[field]
         try:
             *_, (y, shift) = placed = [self._place(arg) for arg in args]
             self.emulator.call(symbol, *(address for address, _ in placed), count=self.count)
@@ -99,7 +96,7 @@ class Target:
 class TargetKernels:
     """The functions of `pyhtpw.kernels`, run on an emulated core."""
 
-    def __init__(self, executor: Target) -> None:
+    def __init__(self, executor: Executor) -> None:
         self.executor = executor
 
     def __getattr__(self, name: str) -> Any:

@@ -77,8 +77,8 @@ CPUS = {
         Cpu("cortex-m4", ("-mcpu=cortex-m4",), "cortex_m4", "UC_CPU_ARM_CORTEX_M4"),
         Cpu("cortex-m7", ("-mcpu=cortex-m7",), "cortex_m7", "UC_CPU_ARM_CORTEX_M7"),
         Cpu("cortex-m33", ("-mcpu=cortex-m33",), "cortex_m33", "UC_CPU_ARM_CORTEX_M33"),
-        Cpu("cortex-m55", ("-mcpu=cortex-m55+nofp",), "cortex_m55-fp64", None, float_abi="hard"),
-        Cpu("cortex-m55-nomve", ("-mcpu=cortex-m55+nomve+nofp",), "cortex_m55-mve-fp64", None),
+        Cpu("cortex-m55", ("-mcpu=cortex-m55+nofp",), "cortex_m55+mve", None, float_abi="hard"),
+        Cpu("cortex-m55-nomve", ("-mcpu=cortex-m55+nomve+nofp",), "cortex_m55", None),
     )
 }
 
