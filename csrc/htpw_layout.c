@@ -6,11 +6,7 @@ static uint32_t htpw_blocks(uint32_t n, uint32_t block) { return (n + block - 1u
 /* Index of element (o, i) by the formula in htpw_backend.h. */
 static uint32_t htpw_layout_index(const struct htpw_layout *layout, uint32_t steps, uint32_t o, uint32_t i) {
     const uint32_t ob = layout->out_block, ib = layout->in_block;
-    uint32_t column = i % ib;
-    if (layout->pairs && (column % 4u == 1u || column % 4u == 2u)) {
-        column ^= 3u; /* 1 and 2 change places */
-    }
-    return ((o / ob * steps + i / ib) * ob + o % ob) * ib + column;
+    return ((o / ob * steps + i / ib) * ob + o % ob) * ib + i % ib;
 }
 
 /* Elements of the filled-up matrix. */
@@ -84,13 +80,13 @@ void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t f
     const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
     uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
     uint32_t left_of_block = ob - o % ob; /* rows, this one included */
-    const int fits = !layout->pairs && in_c % ib == 0 && i % ib == 0 && count % ib == 0; /* the usual case */
+    const int fits = in_c % ib == 0 && i % ib == 0 && count % ib == 0; /* the usual case */
     for (uint32_t n; count > 0; count -= n, w += n) {
         n = in_c - i < count ? in_c - i : count;
         if (fits) {
             htpw_layout_put_steps(layout, row, i, n, w, packed);
         } else { /* whole steps at once, what stands before and behind them one by one */
-            const uint32_t front = (ib - i % ib) % ib, before = layout->pairs || front > n ? n : front;
+            const uint32_t front = (ib - i % ib) % ib, before = front > n ? n : front;
             const uint32_t whole = (n - before) / ib * ib;
             htpw_layout_put_apart(layout, steps, o, i, before, w, packed);
             htpw_layout_put_steps(layout, row, i + before, whole, w + before, packed);

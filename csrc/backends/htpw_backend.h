@@ -13,20 +13,19 @@
 
 /* Where weight (o, i) of a matrix w[out_c][in_c] lies in the cache. The matrix is cut into blocks of out_block rows; a block
  * is stored in steps of in_block columns; one step holds out_block x in_block weights, row after row:
- *     element ((o/out_block * steps + i/in_block) * out_block + o%out_block) * in_block + order(i%in_block)
+ *     element ((o/out_block * steps + i/in_block) * out_block + o%out_block) * in_block + i%in_block
  * with steps = ceil(in_c/in_block). Rows and columns that only fill up a block are 0. With `sums`, int32 sums of each row's
- * weights follow, one per row of the filled-up matrix. Row-major int8 is {1, 1, 1, 0, 0}. */
+ * weights follow, one per row of the filled-up matrix. Row-major int8 is {1, 1, 1, 0}. */
 struct htpw_layout {
-    uint8_t out_block, in_block; /* in_block is 1, 2, 4 or a multiple of 4 */
+    uint8_t out_block, in_block; /* in_block is 1, 2 or a multiple of 4 */
     uint8_t bytes;               /* of one weight: 1, or 2 if widened to int16 */
-    uint8_t pairs;               /* 1: within four columns the order is 0, 2, 1, 3, so that SXTB16 yields (0,1), (2,3) */
     uint8_t sums;                /* 1: row sums follow the weights */
 };
 
 /* Memory rule of a backend: pure arithmetic, known on every machine, so that a host can plan for a target. */
 struct htpw_backend_rule {
     struct htpw_layout layout; /* of generated conv1x1 and fc kernels; other kernels are cached row-major */
-    uint8_t row_block;         /* rows of x that conv, conv1x1, fc and matmul widen at one time; 0: no scratch */
+    uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1 and packed keep in scratch; 0: none */
     uint8_t depthwise_bytes;   /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
 };
 
