@@ -224,15 +224,18 @@ def pack(
 ) -> None:
     """Write the image, after the C library has opened it. Packing draws nothing: --seed changes nothing."""
     from pyhtpw import pipeline
+    from pyhtpw._native import BACKENDS
     from pyhtpw.quant.store import load_model
 
     integer = load_model(model)
     image = pipeline.repack(output, integer)
     account = pipeline.name_layers(pipeline.bill(image.parsed), integer)
     if as_json:
-        _emit({"image": str(output), "plan": vars(image.plan), **account})
+        plans = {name: vars(image.plan_for(name)) for name in BACKENDS}
+        _emit({"image": str(output), "plans": plans, **account})
     else:
-        print(f"{output}: {len(image.data):,} bytes; SRAM: arena {image.plan.arena:,}, cache {image.plan.cache:,} bytes")
+        plan = image.plan_for(pipeline.TARGET_BACKEND)
+        print(f"{output}: {len(image.data):,} bytes; SRAM on a Cortex-M4: arena {plan.arena:,}, cache {plan.cache:,} bytes")
 
 
 @app.command()

@@ -34,6 +34,7 @@ from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, 
 
 CALIBRATION_WINDOWS = 512
 THREADS = 2
+TARGET_BACKEND = "armv7em_dsp"  # whose memory plan is shown: a Cortex-M4's
 MODEL, REPORT, HTML, INTEGER = "model.htpw", "report.json", "report.html", "model.npz"
 RUN = "run"  # folder of checkpoints and curves inside an output folder
 
@@ -313,7 +314,7 @@ def demo(
         },
         "image": MODEL,
         **account,
-        "plan": vars(image.plan),
+        "plan": vars(image.plan_for(TARGET_BACKEND)),
         "bytes_compared": verification.compared,
         "bytes_differ": verification.differ,
         "pairs": [p.to_dict() for p in verification.pairs],

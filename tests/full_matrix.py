@@ -130,6 +130,39 @@ def emulated(cpu: str, compiler: str, opt: str) -> str:
     return f"{sum(p.compared for p in pairs)} bytes compared, 0 differ"
 
 
+def on_board(cpu: str, opt: str) -> str:
+    """The pointwise golden vectors, stored and cached, on every backend of the program for a QEMU board, in one batch each."""
+    import vectors_io
+
+    from pyhtpw import kernels
+    from pyhtpw.errors import MissingToolError
+    from pyhtpw.target import qemu
+    from pyhtpw.target.board_kernels import BoardTarget, tables
+
+    ran = []
+    try:
+        qemu.find_qemu()
+        elf = qemu.build(cpu, opt=opt, compiler="gcc")
+        for name, table in tables(elf).items():
+            batch, waiting = qemu.Batch(elf), []
+            for case in vectors_io.cases("conv_1x1_fast_s8"):
+                if case.tier == "wrap":
+                    continue
+                function, args, keywords = vectors_io.arguments(case)
+                for kernel in (getattr(kernels, function), kernels.conv1x1_cached_s8):
+                    board = BoardTarget(batch, table)
+                    waiting.append((board, kernel(*args, **keywords, backend=board), case))
+            batch.run()
+            for board, got, case in waiting:
+                board.collect()
+                if got.tobytes() != case.expected.tobytes():
+                    raise Failed(f"{name}: {case}")
+            ran.append(f"{name} {len(waiting)} calls")
+    except MissingToolError as error:
+        raise NotRun(str(error)) from error
+    return ", ".join(ran) + ", 0 differ"
+
+
 def rows(deep: bool):
     """(name, function) of every row."""
     data = os.environ.get("HTPW_DATA")
@@ -163,6 +196,11 @@ def rows(deep: bool):
         for compiler in ("gcc", "clang"):
             for opt in ("-Os", "-O3"):
                 yield f"emulated {cpu} {compiler} {opt}", lambda p=cpu, c=compiler, o=opt: emulated(p, c, o)
+    from pyhtpw.target.qemu import BOARDS
+
+    for cpu in BOARDS:
+        for opt in ("-Os", "-O3"):
+            yield f"QEMU board {cpu} gcc {opt}", lambda p=cpu, o=opt: on_board(p, o)
 
 
 def main() -> int:
