@@ -1,4 +1,4 @@
-"""Writes the README's table of figures from results/, so that none is typed by hand.
+"""Writes the README's tables of figures from results/, so that none is typed by hand.
 
     python bench/readme.py           rewrites README.md
     python bench/readme.py --check   exits 1 if it is out of date
@@ -9,7 +9,24 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- figures:", "<!-- /figures -->"
+
+# rows of the kernel table: text, and (cpu, group, layout) in results/kernels.json
+KERNELS = [
+    ("1x1, cache widened to 16 bits", ("cortex-m4", "conv1x1 W>=16", "widened")),
+    ("1x1, int8 cache", ("cortex-m4", "conv1x1 W>=16", "int8")),
+    ("1x1, stored weights", ("cortex-m4", "conv1x1 W>=16", "row_major")),
+    ("1x1, one row, widened cache", ("cortex-m4", "conv1x1 W=1", "widened")),
+    ("depthwise 1xK", ("cortex-m4", "depthwise", "-")),
+    ("generator and head, as synthesis runs them", ("cortex-m4", "gemv synthesis", "best")),
+    ("add", ("cortex-m4", "add", "-")),
+    ("average pool", ("cortex-m4", "avgpool", "-")),
+    ("1x1, int8 cache", ("cortex-m55", "conv1x1 W>=16", "int8")),
+    ("depthwise 1xK", ("cortex-m55", "depthwise", "-")),
+    ("1x1, portable", ("cortex-m3", "conv1x1 W>=16", "row_major")),
+    ("depthwise 1xK, portable", ("cortex-m3", "depthwise", "-")),
+    ("1x1, portable", ("cortex-m0", "conv1x1 W>=16", "row_major")),
+    ("depthwise 1xK, portable", ("cortex-m0", "depthwise", "-")),
+]
 
 
 def table() -> str:
@@ -38,12 +55,27 @@ def table() -> str:
     return "\n".join(lines + [f"| {a} | **{b}** | {c} |" for a, b, c in rows])
 
 
+def kernel_table() -> str:
+    """Ratios to CMSIS-NN, in Markdown, from results/kernels.json."""
+    found = json.loads((ROOT / "results" / "kernels.json").read_text())
+    rows = {(r["cpu"], r["group"], r["layout"]): r for r in found["summary"]}
+    lines = ["| core | kernel | our instructions / CMSIS-NN's | target |", "|---|---|---|---|"]
+    for text, key in KERNELS:
+        r = rows[key]
+        target = "" if r["target"] is None else f"{r['target']:.2f}" + ("" if r["met"] else ", **missed**")
+        lines.append(f"| {key[0]} | {text} | **{r['ratio']:.2f}** ({r['shapes']} shapes) | {target} |")
+    return "\n".join(lines)
+
+
 def readme() -> str:
-    """README.md with the table of today's results."""
+    """README.md with the tables of today's results."""
     text = (ROOT / "README.md").read_text()
-    head, rest = text.split(BEGIN, 1)
-    comment, rest = rest.split("-->\n", 1)
-    return f"{head}{BEGIN}{comment}-->\n{table()}\n{END}{rest.split(END, 1)[1]}"
+    for name, content in (("figures", table()), ("kernels", kernel_table())):
+        head, rest = text.split(f"<!-- {name}:", 1)
+        comment, rest = rest.split("-->\n", 1)
+        end = f"<!-- /{name} -->"
+        text = f"{head}<!-- {name}:{comment}-->\n{content}\n{end}{rest.split(end, 1)[1]}"
+    return text
 
 
 if __name__ == "__main__":

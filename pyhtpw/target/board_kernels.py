@@ -37,17 +37,29 @@ class Table:
 
 
 def tables(elf: toolchain.Elf) -> dict[str, Table]:
-    """The backends that a program has, by name, the portable one first; the best one is there as "best" too."""
+    """The backends that a program has, by name, the portable one first."""
+    return {table.name: table for table in _tables(elf, *BACKENDS.values()) if table is not None}
+
+
+def best(elf: toolchain.Elf) -> Table:
+    """The backend that the program itself would choose."""
+    return _tables(elf, BEST)[0]
+
+
+def _tables(elf: toolchain.Elf, *numbers: int) -> list[Table | None]:
+    """What htpw_backend_get returns for each number, read out of the program."""
     batch = qemu.Batch(elf)
-    numbers = {**BACKENDS, "best": BEST}
-    for number in numbers.values():
+    for number in numbers:
         batch.call("htpw_backend_get", number)
-    found = {}
-    for (name, number), outcome in zip(numbers.items(), batch.run(), strict=True):
-        if address := outcome.result & 0xFFFFFFFF:
-            number, *functions = struct.unpack(f"<{1 + len(FIELDS)}I", qemu.memory(elf, address, 4 + 4 * len(FIELDS)))
-            of = next(name for name, known in BACKENDS.items() if known == number)
-            found[name] = Table(of, number, dict(zip(FIELDS, functions, strict=True)))
+    found: list[Table | None] = []
+    for outcome in batch.run():
+        address = outcome.result & 0xFFFFFFFF
+        if not address:
+            found.append(None)
+            continue
+        number, *functions = struct.unpack(f"<{1 + len(FIELDS)}I", qemu.memory(elf, address, 4 + 4 * len(FIELDS)))
+        name = next(name for name, known in BACKENDS.items() if known == number)
+        found.append(Table(name, number, dict(zip(FIELDS, functions, strict=True))))
     return found
 
 
@@ -132,21 +144,18 @@ class BoardEmulator:
         return qemu.build(**self._build)
 
     @cached_property
-    def _tables(self) -> dict[str, Table]:
-        return tables(self.elf)
-
-    @cached_property
     def kernels(self) -> TargetKernels:
         """The functions of `pyhtpw.kernels`, with the best backend of the program."""
         return self.kernels_of(None)
 
     def kernels_of(self, backend: str | None, *, shift: int = 0) -> TargetKernels:
         """The same with a backend of a name. Raises KernelError if the program has it not."""
-        found = self._tables
-        name = backend or "best"
-        if name not in found:
-            raise KernelError(f"the program for {self.elf.cpu.name} has no backend {name!r}; it has {', '.join(found)}")
-        return TargetKernels(_AtOnce(self.elf, found[name], shift))
+        if backend is None:
+            return TargetKernels(_AtOnce(self.elf, best(self.elf), shift))
+        found = tables(self.elf)
+        if backend not in found:
+            raise KernelError(f"the program for {self.elf.cpu.name} has no backend {backend!r}; it has {', '.join(found)}")
+        return TargetKernels(_AtOnce(self.elf, found[backend], shift))
 
 
 @dataclass(frozen=True)
