@@ -234,7 +234,7 @@ def sizes(cpu: str, found: list[Table], elf: toolchain.Elf) -> list[dict[str, An
                 theirs = PEER_NAMES.get(kernel, "arm_max_pool_s8" if kernel == "maxpool" else None)
                 match = [p["bytes"] for p in peers if (p["cpu"], p["kernel"], p["opt"]) == (cpu, theirs, opt)]
                 row = {"cpu": cpu, "backend": table.name, "kernel": kernel, "opt": opt}
-                row |= {"bytes": alone.library_text + alone.sizes[".rodata"], "cmsis_nn_bytes": match[0] if match else None}
+                row |= {"bytes": alone.text_of_library + alone.sizes[".rodata"], "cmsis_nn_bytes": match[0] if match else None}
                 result.append(row)
     return result
 

@@ -28,6 +28,7 @@ from pyhtpw.model import Image
 from pyhtpw.nets import Graph, build
 from pyhtpw.quant import quantise
 from pyhtpw.quant.quantise import with_threshold
+from pyhtpw.quant.store import save_model
 from pyhtpw.recipes import Recipe
 from pyhtpw.train import TrainConfig, TrainResult, train
 from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, Pair, compare
@@ -176,7 +177,7 @@ def _cortex(emulator, model) -> dict[str, Any]:
         "synthesis_instructions": model.synthesis_instructions,
         "inference_instructions": model.inference_instructions,
         "stack_bytes": model.stack_bytes,
-        "text_bytes": elf.library_text,
+        "text_bytes": elf.text_of_library,
         "compiler": elf.compiler.version,
         "flags": " ".join([*elf.compiler.target(elf.cpu), elf.opt]),
         "backend": model.backend,
@@ -326,6 +327,7 @@ def demo(
         "not_run": verification.not_run,
     }
     save(image.data, out / MODEL)
+    save_model(quantised.model, out / INTEGER)
     write_report(report, out)
     return report
 

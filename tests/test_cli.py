@@ -75,6 +75,8 @@ def test_demo_report_has_everything(demo):
     else:
         assert report["cortex_m4"]["synthesis_instructions"] > 0 and report["cortex_m4"]["inference_instructions"] > 0
         assert any(p["windows"] == 16 for p in report["pairs"])
+    ok("pack", demo / "model.npz", "-o", demo / "again.htpw")
+    assert (demo / "again.htpw").read_bytes() == (demo / "model.htpw").read_bytes()
     page = (demo / "report.html").read_text()
     assert "SYNTHETIC" in page and "<script" not in page and f"{report['image_bytes']:,}" in page
 

@@ -36,7 +36,7 @@ def test_builds_without_warnings_for_every_core(cpu, compiler):
     need(compiler)
     elf = toolchain.build(cpu, compiler=compiler)
     assert elf.sizes[".data"] == 0 and elf.sizes[".bss"] == 0, "the library has no variables of its own"
-    assert 0 < elf.library_text <= elf.sizes[".text"]
+    assert 0 < elf.text_of_library <= elf.sizes[".text"]
     assert all(elf.symbols[name].size > 0 and elf.symbols[name].section == ".text" for name in toolchain.API)
     assert elf.compiler.kind == compiler and elf.compiler.version
     assert elf.attributes["TAG_CPU_ARCH_PROFILE"] == str(ord("M"))
@@ -47,7 +47,7 @@ def test_firmware_has_only_what_it_calls(compiler):
     need(compiler)
     whole = toolchain.build("cortex-m4", compiler=compiler)
     firmware = toolchain.build("cortex-m4", compiler=compiler, roots=toolchain.API)
-    assert firmware.library_text < whole.library_text
+    assert firmware.text_of_library < whole.text_of_library
     assert set(toolchain.API) <= set(firmware.symbols)
     assert "htpw_softmax_s8_ref" in whole.symbols and "htpw_softmax_s8_ref" not in firmware.symbols
     assert not [name for name in whole.symbols if name.startswith("__aeabi_d")], "no floating point is linked"
@@ -56,7 +56,7 @@ def test_firmware_has_only_what_it_calls(compiler):
 def test_small_code_is_smaller():
     compiler = any_compiler()
     fast, small = (toolchain.build("cortex-m4", compiler=compiler, opt=opt, roots=toolchain.API) for opt in ("-O3", "-Os"))
-    assert small.library_text < fast.library_text
+    assert small.text_of_library < fast.text_of_library
 
 
 def test_addresses_and_places():

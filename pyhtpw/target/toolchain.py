@@ -242,7 +242,7 @@ class Elf:
         return f"{address:#x}"
 
     @property
-    def library_text(self) -> int:
+    def text_of_library(self) -> int:
         """Bytes of the library's own functions: .text less the harness, the compiler's helpers and padding."""
         return sum(
             symbol.size
