@@ -53,5 +53,5 @@ ffibuilder.set_source(
     define_macros=[("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [],
     extra_objects=[os.environ["HTPW_CMSIS_NN_LIBRARY"]] if CMSIS_NN else [],
     depends=sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h")),
-    extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing"] if os.name == "posix" else [],
+    extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing", *shlex.split(os.environ.get("HTPW_CFLAGS", ""))] if os.name == "posix" else [],
 )

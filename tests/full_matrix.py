@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror"]
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
-SANITIZED_TESTS = ["image", "kernels_native", "kernels_equal", "backend_x86", "verify"]
+BUILT_TESTS = ["image", "kernels_native", "kernels_equal", "backend_x86", "verify"]
 
 
 class NotRun(Exception):
@@ -86,25 +86,28 @@ def cmake_example() -> str:
         return command(f"{folder}/run_image", str(image)).strip()
 
 
+def built(cflags: str, compiler: str = "gcc", **env: str) -> str:
+    """The C tests on a library built with these flags, in a copy of the tree so that the working build stays."""
+    need(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        for name in filter(None, command("git", "ls-files", "-z").split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        flags = {"CC": compiler, "LDSHARED": f"{compiler} -shared", "HTPW_CFLAGS": cflags, "LDFLAGS": cflags}
+        command(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=copy, **flags)
+        tests = [f"tests/test_{name}.py" for name in BUILT_TESTS if (copy / f"tests/test_{name}.py").exists()]
+        out = command(sys.executable, "-m", "pytest", "-q", *tests, cwd=copy, PYTHONPATH=str(copy), **env)
+    return out.strip().splitlines()[-1]
+
+
 def sanitized() -> str:
-    """The C tests under ASan and UBSan, in a copy of the tree so that the working build stays."""
+    """The C tests under ASan and UBSan."""
     need("gcc")
     runtime = command("gcc", "-print-file-name=libasan.so").strip()
     if not Path(runtime).exists():
         raise NotRun("libasan is not installed")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "tree"
-        names = command("git", "ls-files", "-z").split("\0")
-        for name in filter(None, names):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-        command(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=copy, CFLAGS=SANITIZE, LDFLAGS=SANITIZE)
-        tests = [f"tests/test_{name}.py" for name in SANITIZED_TESTS if (copy / f"tests/test_{name}.py").exists()]
-        out = command(
-            sys.executable, "-m", "pytest", "-q", *tests, cwd=copy,
-            PYTHONPATH=str(copy), LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1",
-        )
-    return out.strip().splitlines()[-1]
+    return built(SANITIZE, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
 
 
 def emulated(cpu: str, compiler: str, opt: str) -> str:
@@ -181,12 +184,15 @@ def rows(deep: bool):
     for compiler in ("gcc", "clang"):
         for opt in ("-O0", "-O2", "-O3", "-Os"):
             yield f"warnings {compiler} {opt}", lambda c=compiler, o=opt: warnings(c, o)
+            yield f"C tests {compiler} {opt}", lambda c=compiler, o=opt: built(o, c)
     from pyhtpw import _native
 
     for name in _native.BACKENDS:
         if name != "portable":
             define = f"-DHTPW_CONFIG_NO_{name.upper()}"
             yield f"warnings gcc -O2 {define}", lambda d=define: warnings("gcc", "-O2", d)
+            if name.startswith("x86"):
+                yield f"C tests gcc -O2 {define}", lambda d=define: built(f"-O2 {d}")
     yield "header from C++", cxx_header
     yield "cmake and example", cmake_example
     yield "ASan and UBSan", sanitized
@@ -205,9 +211,9 @@ def rows(deep: bool):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "test-all.json")
+    parser.add_argument("--out", type=Path, help="default: results/test-all.json")
     parser.add_argument("--deep", action="store_true", help="also Hypothesis with 100 times as many examples")
-    parser.add_argument("--only", help="rows whose name contains this; the JSON is then not written")
+    parser.add_argument("--only", help="rows whose name contains this; JSON only with --out")
     options = parser.parse_args()
     results = []
     for name, function in rows(options.deep):
@@ -224,9 +230,12 @@ def main() -> int:
         print(f"{status:8s} {name}: {detail}", flush=True)
     counts = {status: sum(r["status"] == status for r in results) for status in ("PASS", "FAIL", "NOT RUN")}
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
-    if not options.only:
+    if options.out is None and not options.only:
+        options.out = ROOT / "results" / "test-all.json"
+    if options.out is not None:
         report = {
-            "command": "make test-all" + (" (--deep)" if options.deep else ""),
+            "command": "python tests/full_matrix.py " + " ".join(sys.argv[1:]),
+            "commit": command("git", "rev-parse", "HEAD").strip(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()},
             "counts": counts,
