@@ -22,9 +22,9 @@ KERNELS = [
     ("average pool", ("cortex-m4", "avgpool", "-")),
     ("1x1, int8 cache", ("cortex-m55", "conv1x1 W>=16", "int8")),
     ("depthwise 1xK", ("cortex-m55", "depthwise", "-")),
-    ("1x1, portable", ("cortex-m3", "conv1x1 W>=16", "row_major")),
+    ("1x1, stored weights", ("cortex-m3", "conv1x1 W>=16", "row_major")),
     ("depthwise 1xK, portable", ("cortex-m3", "depthwise", "-")),
-    ("1x1, portable", ("cortex-m0", "conv1x1 W>=16", "row_major")),
+    ("1x1, stored weights", ("cortex-m0", "conv1x1 W>=16", "row_major")),
     ("depthwise 1xK, portable", ("cortex-m0", "depthwise", "-")),
 ]
 

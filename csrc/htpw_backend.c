@@ -3,6 +3,7 @@
 #include "backends/armv81m_mve/htpw_mve.h"
 #include "backends/cmsis_nn/htpw_cmsis_nn.h"
 #include "backends/htpw_backend.h"
+#include "backends/thumb/htpw_thumb.h"
 #include "backends/x86_avx2/htpw_avx2.h"
 #include "backends/x86_avx512vnni/htpw_vnni.h"
 
@@ -57,6 +58,9 @@ static const struct htpw_backend *htpw_find_vnni(void) {
 
 /* The best backend of this build and CPU. */
 static int htpw_backend_best(void) {
+#if defined(HTPW_HAS_CMSIS_NN)
+    return HTPW_BACKEND_CMSIS_NN; /* whoever compiles it in wants it */
+#else
 #ifdef HTPW_HAS_X86_AVX512VNNI
     if (htpw_find_vnni() != NULL) {
         return HTPW_BACKEND_X86_AVX512VNNI;
@@ -67,16 +71,17 @@ static int htpw_backend_best(void) {
         return HTPW_BACKEND_X86_AVX2;
     }
 #endif
-#if defined(HTPW_HAS_CMSIS_NN)
-    return HTPW_BACKEND_CMSIS_NN; /* whoever compiles it in wants it */
-#elif defined(HTPW_HAS_ARMV81M_MVE)
+#if defined(HTPW_HAS_ARMV81M_MVE)
     return HTPW_BACKEND_ARMV81M_MVE;
 #elif defined(HTPW_HAS_ARMV7EM_DSP) && defined(HTPW_CONFIG_CACHE_WIDE)
     return HTPW_BACKEND_ARMV7EM_DSP_WIDE;
 #elif defined(HTPW_HAS_ARMV7EM_DSP)
     return HTPW_BACKEND_ARMV7EM_DSP;
+#elif defined(HTPW_HAS_THUMB)
+    return HTPW_BACKEND_THUMB;
 #else
     return HTPW_BACKEND_PORTABLE;
+#endif
 #endif
 }
 
@@ -106,6 +111,10 @@ const struct htpw_backend *htpw_backend_get(int id) {
 #ifdef HTPW_HAS_ARMV81M_MVE
     case HTPW_BACKEND_ARMV81M_MVE:
         return &htpw_backend_armv81m_mve;
+#endif
+#ifdef HTPW_HAS_THUMB
+    case HTPW_BACKEND_THUMB:
+        return &htpw_backend_thumb;
 #endif
 #ifdef HTPW_HAS_CMSIS_NN
     case HTPW_BACKEND_CMSIS_NN:
