@@ -145,7 +145,15 @@ def test_interrupted_twice_and_resumed_same_bytes(unbroken, tmp_path):
     assert contents(tmp_path) == contents(unbroken[1])
 
 
-def test_ctrl_c_inside_a_step_finishes_the_step(unbroken, tmp_path):
+@pytest.fixture
+def listening():
+    """Ctrl-C as in a terminal: a suite that runs in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_inside_a_step_finishes_the_step(unbroken, tmp_path, listening):
     class Windows(np.ndarray):
         """Presses Ctrl-C while the 12th batch is read."""
 
