@@ -266,7 +266,7 @@ def main() -> int:
     parser.add_argument("--backend", action="append", help="repeatable; default: all but portable, else that")
     parser.add_argument("--opt", default="-O3", help="compiler optimisation (default -O3)")
     parser.add_argument("--sizes", action="store_true", help="also code sizes, which need a build per kernel")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--json", nargs="?", const="-", help="file to write; without one, standard output")
     options = parser.parse_args()
     report: dict[str, Any] = {"provenance": {}, "rows": [], "summary": [], "code_size": []}
     try:
@@ -283,10 +283,13 @@ def main() -> int:
         print(f"NOT RUN: {error}", file=sys.stderr)
         return 2
     report["summary"] = summary(report["rows"])
+    if options.json == "-":
+        print(json.dumps(report, indent=1))
+        return 0
     show(report)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -211,8 +211,9 @@ def text(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=60, help="rounds of measurement")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--json", nargs="?", const="-", help="file to write; without one, standard output")
     options = parser.parse_args()
+    quiet = options.json == "-"
     names = [n for n in _native.available_backends() if n == "portable" or n.startswith("x86")]
     cases = [(kind, shape) for kind in ("packed", "conv1x1") for shape in POINTWISE]
     # cells, input channels, output channels, taps of a 1-D window
@@ -221,17 +222,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lib = library(Path(folder))
         peak = max(lib.bench_peak(100000) for _ in range(30))
-        print(f"peak {peak / 1e9:.0f} GMAC/s (VPDPBUSD on registers)" if peak else "peak not run: this CPU has no AVX-512 VNNI")
+        if not quiet:
+            print(f"peak {peak / 1e9:.0f} GMAC/s (VPDPBUSD on registers)" if peak else "peak not run: this CPU has no AVX-512 VNNI")
         rows = []
         for kind, shape in cases:
             rows.append(measure(Case(lib, kind, shape), names, options.repeats, peak))
-            print(text(rows[-1]), flush=True)
+            if not quiet:
+                print(text(rows[-1]), flush=True)
     if options.json:
         command = [*_native_build.compiler(), "--version"]
         compiler = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
         head = {"what": "wall-clock on one core of a host", "machine": platform.machine(), "cpu_flags": flags()}
         head |= {"compiler": compiler, "repeats": options.repeats, "peak_gmac_per_s": peak / 1e9}
-        options.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+        found = json.dumps({**head, "rows": rows}, indent=1)
+        if quiet:
+            print(found)
+        else:
+            Path(options.json).write_text(found + "\n")
 
 
 if __name__ == "__main__":
