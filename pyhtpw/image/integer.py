@@ -10,7 +10,7 @@ OPERATORS = {
     "depthwise": (2, 24),
     "conv1x1": (3, 12),
     "fc": (4, 12),
-    "add": (5, 16),
+    "add": (5, 22),
     "avgpool": (6, 18),
     "maxpool": (7, 18),
 }
@@ -18,7 +18,9 @@ LINEAR = ("conv", "depthwise", "conv1x1", "fc")
 SPATIAL = ("conv", "depthwise")
 POOLS = ("avgpool", "maxpool")
 # weight source -> id in the image: docs/SPEC.md 5
-SOURCES = {"stored8": 0, "tiled": 5}
+STORED = {"stored8": 0, "stored4": 1, "stored2": 2}
+HEADS = {"dense": 3, "factorised": 4, "tiled": 5, "seeded": 6, "codebook": 7}
+SOURCES = STORED | HEADS
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Requant:
-    """16-bit multipliers and shifts, (channels,) or (1,) for per-tensor, and biases (channels,), all int64 arrays."""
+    """Q31 multipliers and shifts, (channels,) or (1,) for per-tensor, and biases (channels,), all int64 arrays.
+
+    The writer stores multipliers in the least of the three forms of SPEC 4.3 that holds all of them exactly.
+    """
 
     multipliers: np.ndarray
     shifts: np.ndarray
@@ -58,23 +63,34 @@ class Requant:
 
 @dataclass(frozen=True)
 class Stored:
-    """An int8 kernel kept as it is, in the shape of SPEC section 1."""
+    """A kernel kept as it is: int8 `values` in the shape of SPEC section 1, in the range of `bits` (8, 4 or 2).
+
+    `narrow`: run as packed 4-bit weights; 4-bit kernels then need no cache.
+    """
 
     values: np.ndarray
+    bits: int = 8
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
-class Tiled:
-    """A kernel of `shape` made by head number `head` from integer codes (tiles, dz)."""
+class Generated:
+    """A kernel of `shape` made by head number `head`.
+
+    `codes` are integers (tiles, dz) of `bits` (4, 6 or 8) each; of a codebook the ids (tiles,), with bits 0. Tiles follow the
+    generation order of SPEC section 1. `narrow`: made in [-7, 7], cached and run as packed 4-bit weights.
+    """
 
     codes: np.ndarray
     shape: tuple[int, ...]
     head: int = 0
+    bits: int = 4
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
 class AddScalars:
-    """Multipliers (16-bit) and shifts of an element-wise add."""
+    """Q31 multipliers and shifts of an element-wise add: first input, second input, output."""
 
     left_shift: int
     multipliers: tuple[int, int, int]
@@ -91,21 +107,86 @@ class Op:
     out: Tensor
     act_min: int = -128
     act_max: int = 127
-    weights: Stored | Tiled | None = None
+    weights: Stored | Generated | None = None
     requant: Requant | None = None
     window: Window | None = None
     add: AddScalars | None = None
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One generator layer or a head: int8 weights (rows, cols) stored at `bits`, biases (rows,), 16-bit multiplier."""
+class Matrix:
+    """A layer of a generator or a part of a head: weights (rows, cols) stored at `bits`, biases (rows,).
+
+    The multiplier is Q31 with its low 16 bits 0, as everywhere in the generator.
+    """
 
     weights: np.ndarray
     biases: np.ndarray
     multiplier: int
     shift: int
     bits: int = 8
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The micro-MLP g: codes (dz,) through up to three layers with ReLU; without a layer it is the identity."""
+
+    dz: int
+    layers: tuple[Matrix, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """d: elements of what it makes."""
+        return len(self.layers[-1].weights) if self.layers else self.dz
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Eq. 2: matrix (n, d), one code for the whole kernel."""
+
+    matrix: Matrix
+    generator: int = 0
+
+
+@dataclass(frozen=True)
+class Factorised:
+    """Eq. 3: B (r, d), then A (n, r); an int is the index of the earlier factorised head whose matrix is shared."""
+
+    b: Matrix | int
+    a: Matrix | int
+    generator: int = 0
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Matrix (tile, d), a code per tile, shared by all tiles of all kernels that name it."""
+
+    matrix: Matrix
+    generator: int = 0
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """Tiled with a matrix drawn from `seed` (SPEC section 5)."""
+
+    tile: int
+    seed: int
+    multiplier: int
+    shift: int
+    generator: int = 0
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A table that tiles pick from: stored, `entries` (entries, tile) at `bits` 8, 4 or 2 with `of` None; or made by the earlier tiled or
+    seeded head `of` from `entries` = codes (entries, dz) at `bits` 4, 6 or 8."""
+
+    entries: np.ndarray
+    bits: int
+    of: int | None = None
+
+
+Head = Dense | Factorised | Tiled | Seeded | Codebook
 
 
 @dataclass(frozen=True)
@@ -127,9 +208,8 @@ class IntegerModel:
     input: Tensor
     ops: tuple[Op, ...]
     info: Info | None = None
-    generator: tuple[Layer, ...] = ()
-    heads: tuple[Layer, ...] = ()
-    code_bits: int = 4
+    generators: tuple[Generator, ...] = ()
+    heads: tuple[Head, ...] = ()
     extra: dict = field(default_factory=dict, compare=False)  # notes of the quantiser for reports; not stored
 
 
