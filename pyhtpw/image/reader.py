@@ -1,40 +1,113 @@
-"""Image bytes -> its parts, with the place and the length of each: what `bill`, `report` and `verify` read.
+"""Image bytes -> its parts, with the place and the length of each (`parse`), and -> the integer model (`read_model`).
 
-The C library is the judge of validity (`pyhtpw.model.Image` opens an image there first); this reader names and measures the
-parts, and refuses what it cannot follow.
+The C library is the judge of validity (`pyhtpw.model.Image` opens an image there first). This reader refuses what it
+cannot follow, by ImageError and nothing else, and checks every length before it allocates.
 """
 
 import struct
+import zlib
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pyhtpw.errors import ImageError
-from pyhtpw.image.integer import LINEAR, OPERATORS, POOLS, SOURCES, SPATIAL, Info, Tensor, Window, bits_bytes
+from pyhtpw.image import heads as heads_of
+from pyhtpw.image.fields import SHIFTS, Cursor, unpack_bits, whole
+from pyhtpw.image.integer import (
+    HEADS,
+    LINEAR,
+    OPERATORS,
+    POOLS,
+    SOURCES,
+    SPATIAL,
+    STORED,
+    AddScalars,
+    Codebook,
+    Generated,
+    Generator,
+    Head,
+    Info,
+    IntegerModel,
+    Op,
+    Requant,
+    Stored,
+    Tensor,
+    Window,
+    bits_bytes,
+)
+from pyhtpw.image.writer import CODE_WIDTHS, ENTRY, FORMAT_VERSION, NARROW, PER_TENSOR, ROUNDING, SLOTS, TAGS, weight_shape
 
 _KINDS = {number: (name, size) for name, (number, size) in OPERATORS.items()}
 _SOURCES = {number: name for name, number in SOURCES.items()}
+_STORED_BITS = {"stored8": 8, "stored4": 4, "stored2": 2}
+_CODE_BITS = {field: bits for bits, field in CODE_WIDTHS.items()}
+_MULTIPLIER_BYTES = {0: 2, 1: 1, 2: 4}
+CELLS_MAX = 1 << 22
+CACHED_MAX = 64
+
+
+@dataclass(frozen=True)
+class QuanForm:
+    """How an operator's part of QUAN is laid out (SPEC 4.3); `count` multipliers and shifts, `channels` biases."""
+
+    count: int
+    channels: int
+    shift_base: int
+    shift_bits: int
+    form: int
+    bias_bits: int
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Bytes of multipliers, shifts and biases."""
+        multipliers = self.count * _MULTIPLIER_BYTES[self.form]
+        return multipliers, bits_bytes(self.count, self.shift_bits), bits_bytes(self.channels, self.bias_bits)
 
 
 @dataclass
 class ParsedOp:
-    """One operator and the bytes that it owns in each section ("OPS ", "QUAN", "WGHT", "CODE")."""
+    """One operator and the bytes that it owns in each section ("OPS ", "QUAN", "WGHT", "CODE").
+
+    `bytes` counts them, alignment gaps included; `places` says where each part is: (offset in the file, length).
+    """
 
     index: int
     name: str
     kind: str
+    reads: tuple[int, ...]  # numbers of tensors, as in `integer.Op`
     inputs: tuple[Tensor, ...]
     out: Tensor
+    act_min: int = -128
+    act_max: int = 127
     window: Window | None = None
+    add: AddScalars | None = None
     source: str | None = None
     head: int = 0
+    narrow: bool = False
+    code_bits: int = 0  # width of one code, 0 for codebooks
+    quan: QuanForm | None = None
     weight_shape: tuple[int, ...] = ()
     weights: int = 0  # elements of the kernel
     tiles: int = 0
+    code_values: int = 0  # codes or ids stored
+    code_width: int = 0  # bits of each
     bytes: dict[str, int] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def generated(self) -> bool:
-        """Whether the kernel is synthesised rather than stored."""
-        return self.source not in (None, "stored8")
+        """Whether the kernel is made by a head rather than stored."""
+        return self.source in HEADS
+
+    @property
+    def cached(self) -> bool:
+        """Whether the kernel is made or unpacked once and kept in memory (SPEC section 5)."""
+        return self.source not in (None, "stored8") and not (self.source == "stored4" and self.narrow)
+
+    @property
+    def stored_bits(self) -> int:
+        """Width of the stored weights, 0 if there are none."""
+        return _STORED_BITS.get(self.source, 0)
 
     @property
     def macs(self) -> int:
@@ -46,17 +119,22 @@ class ParsedOp:
 
 @dataclass
 class Parsed:
-    """An image taken apart. `sections`: tag -> (offset, length)."""
+    """An image taken apart. `sections`: tag -> (offset, length); the lists of bytes are those of each entry."""
 
-    total: int
+    data: bytes = field(repr=False)
     sections: dict[str, tuple[int, int]]
     info: Info | None
     input: Tensor
     ops: list[ParsedOp]
-    dz: int = 0
-    code_bits: int = 0
-    generator: list[tuple[int, int]] = field(default_factory=list)  # (rows, cols) of each layer
-    tiles: list[int] = field(default_factory=list)  # tile of each head
+    generators: tuple[Generator, ...] = ()
+    heads: tuple[Head, ...] = ()
+    generator_bytes: tuple[int, ...] = ()
+    head_bytes: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes of the file."""
+        return len(self.data)
 
     @property
     def macs(self) -> int:
@@ -64,103 +142,252 @@ class Parsed:
         return sum(op.macs for op in self.ops)
 
 
-def _info(data: bytes) -> Info:
-    text = data[16:].decode(errors="replace").split("\n")
+def _sections(data: bytes) -> dict[str, tuple[int, int]]:
+    """Header, section table, checksums and padding."""
+    if len(data) < 16:
+        raise ImageError(f"{len(data)} bytes are too few for a header")
+    magic, version, rounding, count, zero, total, checksum = struct.unpack_from("<4sBBBBII", data)
+    if magic != b"HTPW":
+        raise ImageError(f"not an image: it begins with {magic!r}")
+    if version != FORMAT_VERSION:
+        raise ImageError(f"format version {version} is not {FORMAT_VERSION}: pack the model again")
+    if rounding != ROUNDING or zero or not 1 <= count <= 16:
+        raise ImageError(f"malformed header: rounding id {rounding}, {count} sections, byte 7 is {zero}")
+    end = 16 + ENTRY * count
+    if total != len(data) or total % 16 or total > 1 << 27 or end > total:
+        raise ImageError(f"total length is {total}, there are {len(data)} bytes")
+    if zlib.crc32(data[:12] + data[16:end]) != checksum:
+        raise ImageError("the checksum of header and section table is wrong")
+    sections: dict[str, tuple[int, int]] = {}
+    order = -1
+    for i in range(count):
+        tag, offset, length, checksum = struct.unpack_from("<4sIII", data, 16 + ENTRY * i)
+        name = tag.decode("ascii", "replace")
+        if name not in TAGS or TAGS.index(name) <= order:
+            raise ImageError(f"section {name!r} is unknown, comes twice or is out of order")
+        order, start = TAGS.index(name), end + -end % 16
+        if offset != start or offset + length > total or any(data[end:start]):
+            raise ImageError(f"section {name.strip()} has offset {offset} and length {length}, or padding before it is not 0")
+        end = offset + length
+        if zlib.crc32(data[offset:end]) != checksum:
+            raise ImageError(f"the checksum of section {name.strip()} is wrong")
+        sections[name] = (offset, length)
+    if any(data[end:]) or end + -end % 16 != total:
+        raise ImageError("what follows the last section is not the padding to a multiple of 16")
+    return sections
+
+
+def _info(data: bytes) -> Info | None:
+    if not data:
+        return None
+    if len(data) < 16:
+        raise ImageError(f"INFO: {len(data)} bytes are too few")
+    try:
+        text = data[16:].decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise ImageError(f"INFO: the names are not UTF-8: {error}") from error
     return Info(*struct.unpack_from("<4f", data), text[0], tuple(text[1:]))
 
 
-def _generator(parsed: Parsed, data: bytes) -> None:
-    layers, parsed.code_bits, cols, _ = struct.unpack_from("<4B", data)
-    parsed.dz, at = cols, 4
-    for _ in range(layers):
-        rows, weight_bits, bias_bits = struct.unpack_from("<3B", data, at)
-        at += 6 + bits_bytes(rows * cols, weight_bits) + bits_bytes(rows, bias_bits)
-        parsed.generator.append((rows, cols))
-        cols = rows
+class _Operators:
+    """Walks OPS and consumes QUAN, WGHT and CODE along."""
 
+    def __init__(self, parsed: Parsed, cursors: dict[str, Cursor]) -> None:
+        self._parsed, self._cursors, self._ops = parsed, cursors, cursors["OPS "]
+        self._slots: dict[int, tuple[int, Tensor]] = {0: (0, parsed.input)}  # slot -> number of the tensor, tensor
+        self._cached = 0
 
-def _heads(parsed: Parsed, data: bytes) -> None:
-    at = 2
-    for _ in range(data[0]):
-        weight_bits, tile = struct.unpack_from("<BH", data, at + 1)
-        parsed.tiles.append(tile)
-        at += 8 + bits_bytes(tile * parsed.generator[-1][0], weight_bits)
+    def read(self, index: int) -> ParsedOp:
+        start = self._ops.place
+        number, slots, zero_point, act_min, act_max = self._ops.fields("BBbbb", f"operator {index}")
+        if number not in _KINDS:
+            raise ImageError(f"operator {index}: kind {number} is unknown")
+        kind, size = _KINDS[number]
+        where = f"operator {index} ({kind})"
+        tensor, x = self._slot(where, slots & 15)
+        op = ParsedOp(index, f"{kind}{index}", kind, (tensor,), (x,), x, act_min, act_max)
+        if act_min > act_max:
+            raise ImageError(f"{where}: act_min {act_min} is above act_max {act_max}")
+        used, h, w, c = {slots & 15}, x.h, x.w, x.c
+        if kind == "add":
+            second, left_shift, *rest = self._ops.fields("BBbbbIII", where)
+            also, y = self._slot(where, second)
+            if (x.h, x.w, x.c) != (y.h, y.w, y.c):
+                raise ImageError(f"{where}: shapes of its inputs differ")
+            op.reads, op.inputs = (tensor, also), (x, y)
+            op.add = AddScalars(left_shift, tuple(rest[3:]), tuple(rest[:3]))
+            used.add(second)
+        elif kind in POOLS:
+            zero, h, w, *window = self._ops.fields("BHHHHBBBB", where)
+            op.window = Window(tuple(window[0:2]), tuple(window[2:4]), tuple(window[4:6]))
+            whole(where, "byte 5", zero, 0, 0)
+        else:
+            h, w, c = self._linear(op, where)
+        op.out = Tensor(h, w, c, zero_point)
+        if not h * w * c or op.out.size > CELLS_MAX:
+            raise ImageError(f"{where}: the output has shape {(h, w, c)}")
+        if op.window is not None and not min((*op.window.kernel, *op.window.stride, *op.window.dilation)):
+            raise ImageError(f"{where}: a kernel, stride or dilation of 0")
+        if self._ops.place - start != size:
+            raise AssertionError(f"record of {kind} was read as {self._ops.place - start} bytes, the table says {size}")
+        op.bytes["OPS "], op.places["OPS "] = size, (start, size)
+        if kind in LINEAR:
+            self._parts(op, where)
+        target = slots >> 4
+        if target in used or not 1 <= target < SLOTS:
+            raise ImageError(f"{where}: writes slot {target}")
+        self._slots[target] = (index + 1, op.out)
+        return op
 
+    def _slot(self, where: str, slot: int) -> tuple[int, Tensor]:
+        if slot not in self._slots:
+            raise ImageError(f"{where}: slot {slot} is read before it is written")
+        return self._slots[slot]
 
-def _weight_shape(op: ParsedOp) -> tuple[int, ...]:
-    c_in, c_out = op.inputs[0].c, op.out.c
-    if op.kind == "conv":
-        return (c_out, *op.window.kernel, c_in // op.window.groups)
-    if op.kind == "depthwise":
-        return (*op.window.kernel, c_out)
-    return (c_out, op.inputs[0].size if op.kind == "fc" else c_in)
+    def _linear(self, op: ParsedOp, where: str) -> tuple[int, int, int]:
+        """Bytes 5.. of a linear operator's record; returns the output's shape."""
+        x = op.inputs[0]
+        source, c, base, form, bias_bits, op.head = self._ops.fields("BHbBBB", where)
+        if source & 15 not in _SOURCES or source & 0x40:
+            raise ImageError(f"{where}: weight source {source & 0x4F} is unknown")
+        op.source, op.narrow, op.code_bits = _SOURCES[source & 15], bool(source & NARROW), _CODE_BITS[source >> 4 & 3]
+        if form & 7 > 5 or form >> 3 & 3 > 2 or form & 0x60 or bias_bits > 32 or not c:
+            raise ImageError(f"{where}: form {form:#04x}, bias_bits {bias_bits} or Cout {c} is out of range")
+        op.quan = QuanForm(1 if form & PER_TENSOR else c, c, base, form & 7, form >> 3 & 3, bias_bits)
+        if op.kind not in SPATIAL:
+            return (1, 1, c) if op.kind == "fc" else (x.h, x.w, c)
+        h, w, *window = self._ops.fields("HHBBBBBBBB", where)
+        groups = self._ops.fields("H", where)[0] if op.kind == "conv" else 1
+        op.window = Window(*(tuple(window[i : i + 2]) for i in (0, 2, 4, 6)), groups)
+        if not groups or x.c % groups or c % groups or (op.kind == "depthwise" and c % x.c):
+            raise ImageError(f"{where}: {groups} groups, {x.c} and {c} channels do not go together")
+        return h, w, c
 
+    def _take(self, op: ParsedOp, tag: str, length: int, gap: int = 0) -> None:
+        cursor = self._cursors[tag]
+        op.places[tag], op.bytes[tag] = (cursor.place, length), length + gap
+        cursor.take(length, f"operator {op.index}")
 
-def _op(parsed: Parsed, record: bytes, index: int, slots: dict[int, Tensor], wght: int) -> ParsedOp:
-    """Decodes one record; `wght` is where WGHT stands, for the alignment gap."""
-    kind = _KINDS[record[0]][0]
-    x = slots[record[1] & 15]
-    zero_point = struct.unpack_from("<b", record, 2)[0]
-    h, w, c = x.h, x.w, x.c
-    op = ParsedOp(index, f"{kind}{index}", kind, (x,), x, bytes={"OPS ": len(record)})
-    if kind == "add":
-        op.inputs = (x, slots[record[5]])
-    elif kind in POOLS:
-        h, w, *window = struct.unpack_from("<HHHH4B", record, 6)
-        op.window = Window(tuple(window[0:2]), tuple(window[2:4]), tuple(window[4:6]))
-    else:
-        source, c, _, form, bias_bits, op.head = struct.unpack_from("<BHbBBB", record, 5)
-        op.source = _SOURCES[source]
-        count = 1 if form & 0x80 else c
-        op.bytes["QUAN"] = 2 * count + bits_bytes(count, form & 7) + bits_bytes(c, bias_bits)
-        if kind in SPATIAL:
-            h, w, *window = struct.unpack_from("<HH8B", record, 12)
-            groups = struct.unpack_from("<H", record, 24)[0] if kind == "conv" else 1
-            op.window = Window(*(tuple(window[i : i + 2]) for i in (0, 2, 4, 6)), groups)
-        elif kind == "fc":
-            h = w = 1
-    op.out = Tensor(h, w, c, zero_point)
-    if op.source is not None:
-        op.weight_shape = _weight_shape(op)
+    def _parts(self, op: ParsedOp, where: str) -> None:
+        """The operator's parts of QUAN and of WGHT or CODE."""
+        parsed = self._parsed
+        op.weight_shape = weight_shape(op.kind, op.inputs[0], op.out, op.window)
         op.weights = 1
         for n in op.weight_shape:
             op.weights *= n
-        if op.generated:
-            op.tiles = -(-op.weights // parsed.tiles[op.head])
-            op.bytes["CODE"] = bits_bytes(op.tiles * parsed.dz, parsed.code_bits)
-        else:
-            op.bytes["WGHT"] = -wght % 4 + op.weights
-    slots[record[1] >> 4] = op.out
-    return op
+        if not op.weights or op.weights > CELLS_MAX:
+            raise ImageError(f"{where}: the kernel has {op.weights} weights")
+        self._take(op, "QUAN", sum(op.quan.lengths))
+        self._cached += op.cached
+        if self._cached > CACHED_MAX:
+            raise ImageError(f"{where}: more than {CACHED_MAX} kernels are made or unpacked")
+        if op.source in STORED:
+            if op.head or op.code_bits or (op.narrow and op.source == "stored8"):
+                raise ImageError(f"{where}: stored weights with head {op.head}, codes or narrow 8 bits")
+            gap = self._cursors["WGHT"].align(4) if op.source == "stored8" else 0
+            self._take(op, "WGHT", bits_bytes(op.weights, op.stored_bits), gap)
+            return
+        if op.head >= len(parsed.heads):
+            raise ImageError(f"{where}: head {op.head} does not exist")
+        head = parsed.heads[op.head]
+        if heads_of.kind_of(head).name != op.source:
+            raise ImageError(f"{where}: source {op.source} is not the kind of head {op.head}")
+        if isinstance(head, Codebook) == bool(op.code_bits):
+            raise ImageError(f"{where}: codes of {op.code_bits} bits with a head of kind {op.source}")
+        if isinstance(head, Codebook) and op.narrow and head.of is None and head.bits > 4:
+            raise ImageError(f"{where}: narrow with a table of {head.bits} bits")
+        op.tiles = heads_of.tiles(where, head, parsed.heads, op.weights)
+        values, op.code_width = heads_of.code_field(head, parsed.generators, op.code_bits)
+        op.code_values = op.tiles * values
+        self._take(op, "CODE", bits_bytes(op.code_values, op.code_width))
 
 
 def parse(data: bytes, name: str = "image") -> Parsed:
     """Takes an image apart. Raises ImageError, naming `name`, if it cannot be followed."""
+    data = bytes(data)
     try:
-        count, total = data[6], struct.unpack_from("<I", data, 8)[0]
-        sections = {}
-        for i in range(count):
-            tag, offset, length, _ = struct.unpack_from("<4sIII", data, 16 + 16 * i)
-            sections[tag.decode()] = (offset, length)
-
-        def payload(tag: str) -> bytes:
+        sections = _sections(data)
+        cursors = {}
+        for tag in TAGS:
             offset, length = sections.get(tag, (0, 0))
-            return data[offset : offset + length]
-
-        ops = payload("OPS ")
-        h, w, c, zero_point, operators = struct.unpack_from("<HHHbB", ops)
+            cursors[tag] = Cursor(tag.strip(), data[offset : offset + length], offset)
+        h, w, c, zero_point, count = cursors["OPS "].fields("HHHbB", "header")
         tensor = Tensor(h, w, c, zero_point)
-        parsed = Parsed(total, sections, _info(payload("INFO")) if payload("INFO") else None, tensor, [])
-        if payload("GENR"):
-            _generator(parsed, payload("GENR"))
-        if payload("HEAD"):
-            _heads(parsed, payload("HEAD"))
-        at, wght, slots = 8, 0, {0: tensor}
-        for i in range(operators):
-            size = _KINDS[ops[at]][1]
-            op = _op(parsed, ops[at : at + size], i, slots, wght)
-            at, wght = at + size, wght + op.bytes.get("WGHT", 0)
-            parsed.ops.append(op)
+        if not tensor.size or tensor.size > CELLS_MAX or not count:
+            raise ImageError(f"the input has shape {(h, w, c)}, and there are {count} operators")
+        offset, length = sections.get("INFO", (0, 0))
+        generators = heads_of.read_generators(cursors["GENR"]) if sections.get("GENR", (0, 0))[1] else []
+        made = tuple(g for g, _ in generators)
+        heads = heads_of.read_heads(cursors["HEAD"], made) if sections.get("HEAD", (0, 0))[1] else []
+        parsed = Parsed(
+            data,
+            sections,
+            _info(data[offset : offset + length]),
+            tensor,
+            [],
+            made,
+            tuple(head for head, _ in heads),
+            tuple(n for _, n in generators),
+            tuple(n for _, n in heads),
+        )
+        operators = _Operators(parsed, cursors)
+        parsed.ops = [operators.read(i) for i in range(count)]
+        for tag in ("OPS ", "QUAN", "WGHT", "CODE"):
+            cursors[tag].finish()
+        last = parsed.ops[-1].out
+        if (last.h, last.w) != (1, 1):
+            raise ImageError(f"the last output has shape {(last.h, last.w, last.c)}, must be (1, 1, classes)")
         return parsed
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError, ZeroDivisionError) as error:
-        raise ImageError(f"{name}: malformed image ({type(error).__name__}: {error})") from error
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}", error.code) from error
+
+
+def _requant(parsed: Parsed, op: ParsedOp) -> Requant:
+    form = op.quan
+    at, parts = op.places["QUAN"][0], []
+    for length in form.lengths:
+        parts.append(parsed.data[at : at + length])
+        at += length
+    if form.form == 1:
+        multipliers = (np.frombuffer(parts[0], np.uint8).astype(np.int64) + 256) << 22
+    elif form.form == 0:
+        multipliers = np.frombuffer(parts[0], "<u2").astype(np.int64) << 16
+    else:
+        multipliers = np.frombuffer(parts[0], "<u4").astype(np.int64)
+    shifts = form.shift_base + unpack_bits(parts[1], form.count, form.shift_bits, signed=False)
+    if multipliers.max() >= 1 << 31 or shifts.min() < SHIFTS[0] or shifts.max() > SHIFTS[1]:
+        raise ImageError(f"operator {op.index}: a multiplier or shift is out of range")
+    return Requant(multipliers, shifts, unpack_bits(parts[2], form.channels, form.bias_bits))
+
+
+def _weights(parsed: Parsed, op: ParsedOp) -> Stored | Generated:
+    def part(tag: str) -> bytes:
+        offset, length = op.places[tag]
+        return parsed.data[offset : offset + length]
+
+    if not op.generated:
+        values = unpack_bits(part("WGHT"), op.weights, op.stored_bits, dtype=np.int8)
+        return Stored(values.reshape(op.weight_shape), op.stored_bits, op.narrow)
+    head = parsed.heads[op.head]
+    ids = isinstance(head, Codebook)
+    codes = unpack_bits(part("CODE"), op.code_values, op.code_width, signed=not ids)
+    if ids and codes.max() >= len(head.entries):
+        raise ImageError(f"operator {op.index}: id {codes.max()} of a codebook with {len(head.entries)} entries")
+    return Generated(codes if ids else codes.reshape(op.tiles, -1), op.weight_shape, op.head, op.code_bits, op.narrow)
+
+
+def read_model(data: bytes, name: str = "image") -> IntegerModel:
+    """The integer model of an image: the inverse of `pyhtpw.image.write`.
+
+    Operators are called by kind and number, since an image stores no names. Raises ImageError as `parse`.
+    """
+    parsed = parse(data, name)
+    ops = []
+    try:
+        for op in parsed.ops:
+            linear = op.kind in LINEAR
+            weights, requant = (_weights(parsed, op), _requant(parsed, op)) if linear else (None, None)
+            ops.append(Op(op.name, op.kind, op.reads, op.out, op.act_min, op.act_max, weights, requant, op.window, op.add))
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}", error.code) from error
+    return IntegerModel(parsed.input, tuple(ops), parsed.info, parsed.generators, parsed.heads)

@@ -8,33 +8,35 @@ from pathlib import Path
 import numpy as np
 
 from pyhtpw.errors import ImageError
-from pyhtpw.image.integer import LINEAR, OPERATORS, POOLS, SOURCES, SPATIAL, IntegerModel, Layer, Op, Requant, Stored, Tiled
+from pyhtpw.image import heads as heads_of
+from pyhtpw.image.fields import SHIFTS, integers, pack_bits, put, signed_range, signed_width, whole
+from pyhtpw.image.integer import (
+    LINEAR,
+    OPERATORS,
+    POOLS,
+    SOURCES,
+    SPATIAL,
+    Codebook,
+    Generated,
+    Info,
+    IntegerModel,
+    Op,
+    Requant,
+    Stored,
+    Tensor,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROUNDING = 1
 SLOTS = 8
+ENTRY = 16  # bytes of one row of the section table
 TAGS = ("INFO", "OPS ", "QUAN", "WGHT", "GENR", "HEAD", "CODE")
-
-
-def pack_bits(values: np.ndarray, bits: int) -> bytes:
-    """Packs integers into fields of `bits` bits, least significant first; raises ImageError if one does not fit."""
-    values = np.asarray(values, np.int64).ravel()
-    if bits == 0:
-        if values.any():
-            raise ImageError("values that are not 0 cannot be packed into 0 bits")
-        return b""
-    if values.size and (values.min() < -(1 << (bits - 1)) or values.max() >= (1 << bits)):
-        raise ImageError(f"values {values.min()}..{values.max()} do not fit fields of {bits} bits")
-    planes = (values[:, None] >> np.arange(bits)) & 1
-    return np.packbits(planes.astype(np.uint8).ravel(), bitorder="little").tobytes()
-
-
-def signed_width(values: np.ndarray) -> int:
-    """Least width in bits that holds all signed values; 0 if all are 0."""
-    values = np.asarray(values, np.int64).ravel()
-    if not values.any():
-        return 0
-    return max(int(v if v >= 0 else ~v).bit_length() + 1 for v in (values.min(), values.max()))
+CODE_WIDTHS = {0: 0, 4: 1, 6: 2, 8: 3}  # bits of codes -> bits 4..5 of the source byte
+NARROW = 0x80
+PER_TENSOR = 0x80
+_STORED = {8: "stored8", 4: "stored4", 2: "stored2"}
+_Q31 = (0, (1 << 31) - 1)
+_INT8 = (-128, 127)
 
 
 def assign_slots(model: IntegerModel) -> list[int]:
@@ -45,6 +47,8 @@ def assign_slots(model: IntegerModel) -> list[int]:
     last_use = {i: i for i in range(len(model.ops) + 1)}
     for i, op in enumerate(model.ops):
         for tensor in op.inputs:
+            if not 0 <= tensor <= i:
+                raise ImageError(f"operator {i} ({op.name}): reads tensor {tensor}, which no earlier operator writes")
             last_use[tensor] = max(last_use[tensor], i + 1)
     slots, capacity, holder = [0], {}, {}
     for i, op in enumerate(model.ops):
@@ -58,126 +62,225 @@ def assign_slots(model: IntegerModel) -> list[int]:
         elif len(capacity) < SLOTS - 1:
             slot = len(capacity) + 1
         else:
-            raise ImageError(f"operator {op.name}: more than {SLOTS - 1} tensors are alive at one time")
+            raise ImageError(f"operator {i} ({op.name}): more than {SLOTS - 1} tensors are alive at one time")
         capacity[slot] = max(capacity.get(slot, 0), size)
         holder[slot] = i + 1
         slots.append(slot)
     return slots
 
 
-def _quan(requant: Requant) -> tuple[bytes, int, int, int]:
-    """QUAN bytes of one operator, and its shift_base, shift_form and bias_bits."""
-    base = int(requant.shifts.min())
-    shift_bits = int(requant.shifts.max() - base).bit_length()
+def multiplier_form(multipliers: np.ndarray) -> int:
+    """The least form of SPEC 4.3 that holds all Q31 multipliers exactly: 1 (a byte), 0 (two) or 2 (four)."""
+    m = np.asarray(multipliers, np.int64)
+    if (m >= 1 << 30).all() and not (m & ((1 << 22) - 1)).any():
+        return 1
+    return 2 if (m & 0xFFFF).any() else 0
+
+
+_PACK_MULTIPLIERS = {
+    0: lambda m: (m >> 16).astype("<u2").tobytes(),
+    1: lambda m: ((m >> 22) - 256).astype(np.uint8).tobytes(),
+    2: lambda m: m.astype("<u4").tobytes(),
+}
+
+
+def _quan(where: str, requant: Requant, channels: int) -> tuple[bytes, tuple[int, int, int]]:
+    """QUAN bytes of one operator, and its shift_base, form and bias_bits."""
+    if not isinstance(requant, Requant):
+        raise ImageError(f"{where}: has no requantisation")
+    biases = integers(where, "biases", requant.biases, (channels,), *signed_range(32))
+    multipliers = integers(where, "multipliers", requant.multipliers, (None,), *_Q31)
+    if len(multipliers) not in (1, channels):
+        raise ImageError(f"{where}: {len(multipliers)} multipliers for {channels} channels")
+    shifts = integers(where, "shifts", requant.shifts, (len(multipliers),), *SHIFTS)
+    base = int(shifts.min())
+    shift_bits = int(shifts.max() - base).bit_length()
     if shift_bits > 5:
-        raise ImageError(f"shifts {base}..{requant.shifts.max()} of one operator are more than 31 apart")
-    bias_bits = signed_width(requant.biases)
-    per_tensor = 0x80 if len(requant.multipliers) == 1 else 0
-    data = requant.multipliers.astype("<u2").tobytes()
-    data += pack_bits(requant.shifts - base, shift_bits) + pack_bits(requant.biases, bias_bits)
-    return data, base, per_tensor | shift_bits, bias_bits
+        raise ImageError(f"{where}: shifts {base}..{shifts.max()} are more than 31 apart")
+    bias_bits, form = signed_width(biases), multiplier_form(multipliers)
+    per_tensor = PER_TENSOR if len(multipliers) == 1 else 0
+    data = _PACK_MULTIPLIERS[form](multipliers) + pack_bits(shifts - base, shift_bits) + pack_bits(biases, bias_bits)
+    return data, (base, per_tensor | form << 3 | shift_bits, bias_bits)
 
 
-def _record(op: Op, slots: list[int], index: int, quant: tuple[int, int, int]) -> bytes:
-    """The operator's record in OPS."""
+def weight_shape(kind: str, x: Tensor, out: Tensor, window: object) -> tuple[int, ...]:
+    """Shape of an operator's weights (SPEC section 1)."""
+    if kind == "conv":
+        return (out.c, *window.kernel, x.c // window.groups)
+    if kind == "depthwise":
+        return (*window.kernel, out.c)
+    return (out.c, x.size if kind == "fc" else x.c)
+
+
+def _stored(where: str, weights: Stored, shape: tuple[int, ...]) -> tuple[str, int, int, bytes]:
+    """Source, code width, head and WGHT bytes (without the gap) of a stored kernel."""
+    bits = heads_of.one_of(where, "bits of the stored weights", weights.bits, tuple(_STORED))
+    if weights.narrow and bits == 8:
+        raise ImageError(f"{where}: weights stored at 8 bits cannot be narrow")
+    values = integers(where, "weights", weights.values, shape, *signed_range(bits))
+    return _STORED[bits], 0, 0, pack_bits(values, bits)
+
+
+def _generated(where: str, weights: Generated, shape: tuple[int, ...], model: IntegerModel) -> tuple[str, int, int, bytes]:
+    """Source, code width, head and CODE bytes of a generated kernel."""
+    if tuple(weights.shape) != shape:
+        raise ImageError(f"{where}: the generated kernel has shape {tuple(weights.shape)}, the operator needs {shape}")
+    if not 0 <= weights.head < len(model.heads):
+        raise ImageError(f"{where}: head is {weights.head}, there are {len(model.heads)}")
+    head = model.heads[weights.head]
+    source = heads_of.kind_of(head).name
+    tiles = heads_of.tiles(where, head, model.heads, int(np.prod(shape, dtype=np.int64)))
+    _, bits = heads_of.code_field(head, model.generators, weights.bits)
+    if isinstance(head, Codebook):
+        if weights.bits:
+            raise ImageError(f"{where}: bits of a codebook's ids are {weights.bits}, must be 0")
+        if weights.narrow and head.of is None and head.bits > 4:
+            raise ImageError(f"{where}: cannot be narrow, the codebook's table has {head.bits} bits")
+        codes = integers(where, "ids", weights.codes, (tiles,), 0, len(head.entries) - 1)
+    else:
+        heads_of.one_of(where, "bits of the codes", weights.bits, heads_of.FIELD_WIDTHS)
+        dz = heads_of.dz(head, model.generators)
+        codes = integers(where, "codes", weights.codes, (tiles, dz), *signed_range(bits))
+    return source, CODE_WIDTHS[weights.bits], weights.head, pack_bits(codes, bits)
+
+
+def _record(where: str, op: Op, used: list[int], target: int, linear: tuple[int, ...]) -> bytes:
+    """The operator's record in OPS; `linear` holds source byte, shift_base, form, bias_bits and head."""
     kind, size = OPERATORS[op.kind]
-    out = op.out
-    used = [slots[i] for i in op.inputs]
-    record = struct.pack("<BBbbb", kind, used[0] | slots[index + 1] << 4, out.zero_point, op.act_min, op.act_max)
+    out, w = op.out, op.window
+    fields: list[tuple] = [
+        ("B", "kind", kind),
+        ("B", "slots", used[0] | target << 4),
+        ("b", "zero point", out.zero_point),
+        ("b", "act_min", op.act_min, -128, whole(where, "act_max", op.act_max, *_INT8)),
+        ("b", "act_max", op.act_max),
+    ]
+    dimensions = [("H", "output height", out.h, 1, 65535), ("H", "output width", out.w, 1, 65535)]
+
+    def pair(name: str, values: tuple[int, int], low: int, code: str = "B", high: int = 255) -> list[tuple]:
+        return [(code, f"{name} {values}", v, low, high) for v in values]
+
     if op.kind in LINEAR:
-        source = "stored8" if isinstance(op.weights, Stored) else "tiled"
-        head = op.weights.head if isinstance(op.weights, Tiled) else 0
-        record += struct.pack("<BHbBBB", SOURCES[source], out.c, *quant, head)
+        source, base, form, bias_bits, head = linear
+        fields += [("B", "source", source), ("H", "Cout", out.c, 1, 65535), ("b", "shift_base", base)]
+        fields += [("B", "form", form), ("B", "bias_bits", bias_bits), ("B", "head", head)]
     if op.kind in SPATIAL:
-        w = op.window
-        record += struct.pack("<HH8B", out.h, out.w, *w.kernel, *w.stride, *w.padding, *w.dilation)
-        record += struct.pack("<H", w.groups) if op.kind == "conv" else b""
+        fields += dimensions + pair("kernel", w.kernel, 1) + pair("stride", w.stride, 1)
+        fields += pair("padding", w.padding, 0) + pair("dilation", w.dilation, 1)
+        fields += [("H", "groups", w.groups, 1, 65535)] if op.kind == "conv" else []
     elif op.kind == "add":
-        record += struct.pack("<BB3b3H", used[1], op.add.left_shift, *op.add.shifts, *op.add.multipliers)
+        fields += [("B", "second slot", used[1]), ("B", "left_shift", op.add.left_shift, 16, 22)]
+        fields += [("b", "shift of an add", s, -31, 0) for s in op.add.shifts]
+        fields += [("I", "multiplier of an add", m, *_Q31) for m in op.add.multipliers]
     elif op.kind in POOLS:
-        w = op.window
-        record += struct.pack("<BHHHH4B", 0, out.h, out.w, *w.kernel, *w.stride, *w.padding)
+        fields += [("B", "reserved", 0), *dimensions, *pair("window", w.kernel, 1, "H", 65535)]
+        fields += pair("stride", w.stride, 1) + pair("padding", w.padding, 0)
+    record = put(where, *fields)
     if len(record) != size:
-        raise AssertionError(f"record of {op.kind} has {len(record)} bytes, the table says {size}")
+        raise ImageError(f"{where}: the record of {op.kind} has {len(record)} bytes, must have {size}: fields are missing")
     return record
 
 
-def _layer(prefix: bytes, layer: Layer, with_bias: bool) -> bytes:
-    """A generator layer (dh, weight_bits, bias_bits, shift, m) or what follows a head's own fields."""
-    data = prefix + pack_bits(layer.weights, layer.bits)
-    return data + (pack_bits(layer.biases, signed_width(layer.biases)) if with_bias else b"")
+def _shapes(where: str, op: Op, inputs: list[Tensor]) -> None:
+    """Refuses what a record cannot say: a shape that a reader would derive differently."""
+    x, out = inputs[0], op.out
+    if len(inputs) != (2 if op.kind == "add" else 1):
+        raise ImageError(f"{where}: reads {len(inputs)} tensors")
+    if (op.kind in SPATIAL or op.kind in POOLS) and op.window is None:
+        raise ImageError(f"{where}: has no window")
+    if op.kind == "add" and op.add is None:
+        raise ImageError(f"{where}: has no scalars")
+    derived = {"fc": (1, 1, out.c), "conv1x1": (x.h, x.w, out.c), "add": (x.h, x.w, x.c)}.get(op.kind)
+    if op.kind in POOLS:
+        derived = (out.h, out.w, x.c)
+    if derived is not None and derived != (out.h, out.w, out.c):
+        raise ImageError(f"{where}: the output has shape {(out.h, out.w, out.c)}, must be {derived}")
+    if op.kind == "conv" and (op.window.groups < 1 or x.c % op.window.groups or out.c % op.window.groups):
+        raise ImageError(f"{where}: groups are {op.window.groups}, which does not divide {x.c} and {out.c} channels")
+    if op.kind == "depthwise" and (op.window.groups != 1 or out.c % x.c):
+        raise ImageError(f"{where}: {out.c} channels are no multiple of {x.c}, or groups ({op.window.groups}) are given")
 
 
-def _generator(model: IntegerModel) -> bytes:
-    if not model.generator:
+def _info(info: Info | None) -> bytes:
+    if info is None:
         return b""
-    dz = model.generator[0].weights.shape[1]
-    data = struct.pack("<BBBB", len(model.generator), model.code_bits, dz, 0)
-    for layer in model.generator:
-        width = signed_width(layer.biases)
-        fields = struct.pack("<BBBbH", len(layer.weights), layer.bits, width, layer.shift, layer.multiplier)
-        data += _layer(fields, layer, with_bias=True)
-    return data
-
-
-def _heads(model: IntegerModel) -> bytes:
-    if not model.heads:
-        return b""
-    data = struct.pack("<BB", len(model.heads), 0)
-    for head in model.heads:
-        fields = (SOURCES["tiled"], head.bits, len(head.weights), head.shift, 0, head.multiplier)
-        data += _layer(struct.pack("<BBHbBH", *fields), head, with_bias=False)
-    return data
-
-
-def _info(model: IntegerModel) -> bytes:
-    if model.info is None:
-        return b""
-    info = model.info
-    numbers = struct.pack("<4f", info.input_scale, info.logit_scale, info.threshold, info.sample_rate)
-    return numbers + "\n".join((info.name, *info.classes)).encode()
+    names = (info.name, *info.classes)
+    if any("\n" in name for name in names):
+        raise ImageError("INFO: a name holds a line feed, which separates names")
+    try:
+        numbers = struct.pack("<4f", info.input_scale, info.logit_scale, info.threshold, info.sample_rate)
+        return numbers + "\n".join(names).encode()
+    except (struct.error, OverflowError, UnicodeEncodeError) as error:
+        raise ImageError(f"INFO: {error}") from error
 
 
 def write(model: IntegerModel) -> bytes:
     """The image of an integer model.
 
+    Multipliers, shifts and biases take the narrowest of the forms that the format has for them; nothing is rounded.
+
     Raises
     ------
     ImageError
-        If a value does not fit its field. What the fields allow but the SPEC forbids is found by opening the result,
-        which every caller does.
+        If a value does not fit its field or contradicts another; the message names the operator and the value. What
+        the fields allow but the SPEC forbids (sums that may overflow, say) is found by opening the result, which every
+        caller does.
     """
     slots = assign_slots(model)
-    t = model.input
+    tensors = (model.input, *(op.out for op in model.ops))
     payload = {tag: bytearray() for tag in TAGS}
-    payload["INFO"] += _info(model)
-    payload["OPS "] += struct.pack("<HHHbB", t.h, t.w, t.c, t.zero_point, len(model.ops))
-    payload["GENR"] += _generator(model)
-    payload["HEAD"] += _heads(model)
-    try:
-        for i, op in enumerate(model.ops):
-            quant = (0, 0, 0)
-            if op.kind in LINEAR:
-                data, *quant = _quan(op.requant)
-                payload["QUAN"] += data
-                if isinstance(op.weights, Stored):
-                    payload["WGHT"] += bytes(-len(payload["WGHT"]) % 4) + op.weights.values.astype(np.int8).tobytes()
-                else:
-                    payload["CODE"] += pack_bits(op.weights.codes, model.code_bits)
-            payload["OPS "] += _record(op, slots, i, quant)
-    except struct.error as error:
-        raise ImageError(f"operator {op.name}: a field does not fit the format: {error}") from error
+    payload["INFO"] += _info(model.info)
+    payload["GENR"] += b"".join(heads_of.write_generators(model.generators))
+    payload["HEAD"] += b"".join(heads_of.write_heads(model.heads, model.generators))
+    t = model.input
+    payload["OPS "] += put(
+        "input",
+        ("H", "height", t.h, 1, 65535),
+        ("H", "width", t.w, 1, 65535),
+        ("H", "channels", t.c, 1, 65535),
+        ("b", "zero point", t.zero_point, *_INT8),
+        ("B", "number of operators", len(model.ops), 1, 255),
+    )
+    for i, op in enumerate(model.ops):
+        where = f"operator {i} ({op.name})"
+        if op.kind not in OPERATORS:
+            raise ImageError(f"{where}: kind {op.kind!r} is unknown")
+        inputs = [tensors[n] for n in op.inputs]
+        _shapes(where, op, inputs)
+        linear: tuple[int, ...] = ()
+        if op.kind in LINEAR:
+            data, quant = _quan(where, op.requant, op.out.c)
+            shape = weight_shape(op.kind, inputs[0], op.out, op.window)
+            if isinstance(op.weights, Stored):
+                source, width, head, kernel = _stored(where, op.weights, shape)
+                if source == "stored8":
+                    payload["WGHT"] += bytes(-len(payload["WGHT"]) % 4)
+                payload["WGHT"] += kernel
+            elif isinstance(op.weights, Generated):
+                source, width, head, kernel = _generated(where, op.weights, shape, model)
+                payload["CODE"] += kernel
+            else:
+                raise ImageError(f"{where}: weights are a {type(op.weights).__name__}, neither Stored nor Generated")
+            payload["QUAN"] += data
+            linear = (SOURCES[source] | width << 4 | (NARROW if op.weights.narrow else 0), *quant, head)
+        payload["OPS "] += _record(where, op, [slots[n] for n in op.inputs], slots[i + 1], linear)
+    return assemble({tag: bytes(data) for tag, data in payload.items()})
 
-    present = [tag for tag in TAGS if payload[tag]]
-    offset = 16 + 16 * len(present)
-    table, body = b"", b""
+
+def assemble(payload: dict[str, bytes]) -> bytes:
+    """The file around payloads (SPEC section 4): header, section table, checksums, padding. Empty sections are left out."""
+    present = [tag for tag in TAGS if payload.get(tag)]
+    offset = 16 + ENTRY * len(present)
+    table, body = b"", bytearray()
     for tag in present:
-        data = bytes(payload[tag])
+        data = payload[tag]
         table += struct.pack("<4sIII", tag.encode(), offset, len(data), zlib.crc32(data))
         body += data + bytes(-len(data) % 16)
         offset += len(data) + -len(data) % 16
+        if offset > 1 << 27:
+            raise ImageError(f"the image takes more than 2^27 bytes: {offset} with section {tag}")
     head = struct.pack("<4sBBBBI", b"HTPW", FORMAT_VERSION, ROUNDING, len(present), 0, offset)
-    return head + struct.pack("<I", zlib.crc32(head + table)) + table + body
+    return head + struct.pack("<I", zlib.crc32(head + table)) + table + bytes(body)
 
 
 def save(data: bytes, path: str | os.PathLike) -> None:

@@ -25,10 +25,16 @@ _CLASSES = {
         integer.Window,
         integer.Requant,
         integer.Stored,
-        integer.Tiled,
+        integer.Generated,
         integer.AddScalars,
         integer.Op,
-        integer.Layer,
+        integer.Matrix,
+        integer.Generator,
+        integer.Dense,
+        integer.Factorised,
+        integer.Tiled,
+        integer.Seeded,
+        integer.Codebook,
         integer.Info,
     )
 }
