@@ -149,7 +149,8 @@ class Entry:
 
     where: str
     cursor: Cursor
-    generator: Generator | None  # None for a codebook only
+    number: int  # of the generator
+    generator: Generator | None  # None for a codebook in an image without generators
     earlier: tuple[Head, ...]
 
     def refer(self, name: str, index: int, kinds: tuple[type, ...]) -> Head:
@@ -244,7 +245,8 @@ class Factorised(Head):
 
     @classmethod
     def parse(cls, entry: Entry) -> Factorised:
-        b_of, a_of = entry.cursor.fields("BB", entry.where)
+        b_of, a_of, rank = entry.cursor.fields("BBH", entry.where)
+        require_in(entry.where, "r", rank, 1, WIDTH_MAX)
         if b_of == OWN:
             b = read_matrix(entry.cursor, f"{entry.where} B", entry.generator.width, WIDTH_MAX)
         else:
@@ -252,13 +254,14 @@ class Factorised(Head):
             require(lender.owns_b, f"{entry.where}: b_of {b_of} does not hold its own B")
             require(lender.generator is entry.generator, f"{entry.where}: b_of {b_of} has another generator")
             b = lender.b
+        require(b.rows == rank, f"{entry.where}: B has {b.rows} rows, r is {rank}")
         if a_of == OWN:
             a = read_matrix(entry.cursor, f"{entry.where} A", b.rows)
         else:
             lender = entry.refer("a_of", a_of, (Factorised,))
             require(lender.owns_a, f"{entry.where}: a_of {a_of} does not hold its own A")
             a = lender.a
-            require(a.cols == b.rows, f"{entry.where}: A has {a.cols} columns, B {b.rows} rows")
+            require(a.cols == rank, f"{entry.where}: A has {a.cols} columns, r is {rank}")
         return cls(entry.generator, b, a, b_of == OWN, a_of == OWN)
 
     @property
@@ -339,12 +342,14 @@ class Codebook(Head):
         of, entries = cursor.fields("BH", where)
         require_in(where, "entries", entries, 1, ENTRIES_MAX)
         if of == OWN:
+            require(entry.number == 0, f"{where}: generator of a codebook with a table must be 0, not {entry.number}")
             tile, bits = cursor.fields("HB", where)
             require(tile >= 1, f"{where}: tile must be at least 1")
             require(bits in TABLE_WIDTHS, f"{where}: bits {bits} is not 8, 4 or 2")
             table = cursor.bits(entries * tile, bits, True, f"table of {where}")
             return cls(entries, table.astype(np.int32).reshape(entries, tile), bits)
         maker = entry.refer("of", of, (Tiled, Seeded))
+        require(maker.generator is entry.generator, f"{where}: of {of} has another generator")
         (width,) = cursor.fields("B", where)
         require(width in MATRIX_WIDTHS, f"{where}: width {width} is not 4, 6 or 8")
         codes = maker.read_codes(cursor, entries, width, f"codes of {where}")
@@ -387,12 +392,10 @@ def read_heads(cursor: Cursor, generators: tuple[Generator, ...]) -> tuple[Head,
         kind, number = cursor.fields("BB", where)
         require(kind in HEADS, f"{where}: kind {kind} is unknown")
         generator = None
-        if HEADS[kind] is Codebook:
-            require(number == 0, f"{where}: generator of a codebook must be 0, not {number}")
-        else:
+        if HEADS[kind] is not Codebook or generators:
             require(number < len(generators), f"{where}: generator {number} does not exist")
             generator = generators[number]
-        heads.append(HEADS[kind].parse(Entry(where, cursor, generator, tuple(heads))))
+        heads.append(HEADS[kind].parse(Entry(where, cursor, number, generator, tuple(heads))))
     cursor.finish()
     return tuple(heads)
 

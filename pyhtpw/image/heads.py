@@ -181,16 +181,19 @@ def _write_factorised(head: Factorised, at: Context) -> bytes:
         data += write_matrix(f"{at.where}, A", head.a, rank)
     else:
         _shared_a(at, head.a, rank)
-    return bytes([OWN if own_b else head.b, OWN if own_a else head.a]) + data
+    first = bytes([OWN if own_b else head.b, OWN if own_a else head.a])
+    return first + put(at.where, ("H", "rank", rank, 1, WIDTH_MAX)) + data
 
 
 def _read_factorised(cursor: Cursor, at: Context, generator: int) -> Factorised:
-    b_of, a_of = cursor.fields("BB", at.where)
+    b_of, a_of, rank = cursor.fields("BBH", at.where)
+    whole(at.where, "rank", rank, 1, WIDTH_MAX)
     if b_of == OWN:
         b = matrix_b = read_matrix(cursor, f"{at.where}, B", at.generator(generator).width, WIDTH_MAX)
     else:
         b, matrix_b = b_of, _shared_b(at, b_of, generator)
-    rank = len(matrix_b.weights)
+    if len(matrix_b.weights) != rank:
+        raise ImageError(f"{at.where}: B has {len(matrix_b.weights)} rows, not {rank}")
     if a_of == OWN:
         return Factorised(b, read_matrix(cursor, f"{at.where}, A", rank), generator)
     _shared_a(at, a_of, rank)
@@ -233,15 +236,16 @@ def _write_codebook(head: Codebook, at: Context) -> bytes:
 
 
 def _read_codebook(cursor: Cursor, at: Context, generator: int) -> Codebook:
-    whole(at.where, "generator", generator, 0, 0)
     of, entries = cursor.fields("BH", at.where)
     whole(at.where, "number of entries", entries, 1, 256)
     if of == OWN:
+        whole(at.where, "generator", generator, 0, 0)
         cols, bits = cursor.fields("HB", at.where)
         whole(at.where, "tile", cols, 1, 65535)
         one_of(at.where, "bits of the table", bits, TABLE_WIDTHS)
     else:
-        cols = at.generator(at.earlier("of", of, Tiled, Seeded).generator).dz
+        whole(at.where, "generator", generator, *[at.earlier("of", of, Tiled, Seeded).generator] * 2)
+        cols = at.generator(generator).dz
         (bits,) = cursor.fields("B", at.where)
         one_of(at.where, "width of the codes", bits, FIELD_WIDTHS)
     table = cursor.bits(entries * cols, bits, f"entries of {at.where}").reshape(entries, cols)
@@ -282,6 +286,13 @@ def kind_of(head: Head) -> HeadKind:
     return KINDS[type(head)]
 
 
+def _generator(head: Head, at: Context) -> int:
+    """The index of a head's generator; 0 for a codebook of a stored table."""
+    if isinstance(head, Codebook):
+        return 0 if head.of is None else at.earlier("of", head.of, Tiled, Seeded).generator
+    return head.generator
+
+
 def write_heads(heads: Sequence[Head], generators: Sequence[Generator]) -> list[bytes]:
     """HEAD: the count, then one entry per head; nothing if there are none."""
     if not heads:
@@ -291,7 +302,7 @@ def write_heads(heads: Sequence[Head], generators: Sequence[Generator]) -> list[
         kind = kind_of(head)
         at = Context(f"head {i} ({kind.name})", tuple(generators), tuple(heads[:i]))
         out.append(
-            bytes([HEADS[kind.name]]) + put(at.where, ("B", "generator", getattr(head, "generator", 0))) + kind.write(head, at)
+            bytes([HEADS[kind.name]]) + put(at.where, ("B", "generator", _generator(head, at))) + kind.write(head, at)
         )
     return out
 

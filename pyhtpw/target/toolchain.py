@@ -253,7 +253,7 @@ class Elf:
 
 def sources() -> list[Path]:
     """The C files of the library. Raises ToolError where the package was installed without them."""
-    found = sorted(p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in CSRC.glob(pattern))
+    found = sorted(p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in CSRC.glob(pattern))
     if not found:
         raise ToolError(f"{CSRC} has no C files: building for Cortex-M needs a checkout of the project, not only its wheel")
     return found
