@@ -242,7 +242,7 @@ def network(
     def seeded(g: int, tile: int) -> dict:
         shift = 9 - 8 - size[g][1] - drop()
         seed32 = r.randint(1, 2**32 - 1)
-        return {"kind": SEEDED, "generator": g, "tile": tile, "shift": shift, "m": r.randint(20000, 32767), "seed": seed32}
+        return {"kind": SEEDED, "generator": g, "tile": tile, "shift": shift, "m": 30000, "seed": seed32}
 
     heads: list[dict] = []
     for make in (
@@ -275,8 +275,8 @@ def network(
             base, bias_bits = base + gain, max(bias_bits - gain, 0)
         op = {
             "kind": kind, "src": src, "dst": dst, "cout": cout, "zp": r.randint(-20, 20), "clamp": (-128, 127),
-            "narrow": index in narrow, "width": 0, "head": 0, "form": form, "shift_base": base, "shift_bits": shift_bits,
-            "per_tensor": per_tensor, "bias_bits": bias_bits, "bias": signed(bias_bits, cout),
+            "narrow": index in narrow, "width": 0, "head": 0, "form": form, "shift_base": base,
+            "shift_bits": shift_bits, "per_tensor": per_tensor, "bias_bits": bias_bits, "bias": signed(bias_bits, cout),
             "u": [r.randint(0, min(7, (1 << shift_bits) - 1)) for _ in range(count)],
             "m": [r.randint(*((16384, 32767), (0, 255), (2**30, 2**31 - 1))[form]) for _ in range(count)],
         }  # fmt: skip
@@ -328,3 +328,55 @@ def network(
     return {
         "input": (5, 6, 2), "zp": 3, "ops": ops, "generators": generators, "heads": heads, "info": info,
     }  # fmt: skip
+
+
+# Changes that spoil a network, each a function of it
+
+
+def op(index: int, **changes):
+    """A change of one operator of ``network()``."""
+
+    def change(net: dict) -> None:
+        net["ops"][index] |= changes
+
+    return change
+
+
+def layer(index: int, **changes):
+    """A change of one layer of generator 0, which has two: (5, 3) and (4, 5)."""
+
+    def change(net: dict) -> None:
+        net["generators"][0]["layers"][index] |= changes
+
+    return change
+
+
+def head(index: int, part: str = "", **changes):
+    """A change of an entry of HEAD, or of the matrix ``part`` of it."""
+
+    def change(net: dict) -> None:
+        entry = net["heads"][index]
+        (entry[part] if part else entry).update(changes)
+
+    return change
+
+
+def top(**changes):
+    def change(net: dict) -> None:
+        net |= changes
+
+    return change
+
+
+def generator(index: int, **changes):
+    def change(net: dict) -> None:
+        net["generators"][index] |= changes
+
+    return change
+
+
+def first_multiplier(value: int, form: int):
+    def change(net: dict) -> None:
+        net["ops"][0] |= {"form": form, "m": [value] * 6}
+
+    return change
