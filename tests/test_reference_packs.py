@@ -40,7 +40,7 @@ def pack(base: bytes, entries: list[tuple[int, int, bytes]], **header) -> bytes:
         header.get("count", len(entries)),
         header.get("total", 52 + len(body)),
         header.get("number", 1),
-        header.get("base", hashlib.sha256(base).digest()),
+        header.get("sha", hashlib.sha256(base).digest()),
     )
     return head + struct.pack("<I", zlib.crc32(head + body)) + body
 
@@ -101,7 +101,7 @@ def test_any_flipped_bit_and_any_truncation_is_noticed():
         ({"count": 2}, "entry 1 does not fit"),
         ({"total": 53}, "multiple of 4"),
         ({"total": 56}, "total length"),
-        ({"base": bytes(32)}, "another base image"),
+        ({"sha": bytes(32)}, "another base image"),
         ({"entry_zero": 1}, "bytes 2 and 3"),
         ({"padding": b"\1"}, "padding"),
         ({"length": 1 << 20}, "entry 0 does not fit"),
