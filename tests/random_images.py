@@ -271,15 +271,14 @@ def inputs(model: IntegerModel, n: int, seed: int) -> np.ndarray:
     return x
 
 
-def lively(rng: np.random.Generator, rows: int, cols: int, gain: float, bits: int = 8) -> Matrix:
-    """A matrix whose results use int8 when its input does: `gain` is by how much the inputs are smaller than 127."""
+def lively(rng: np.random.Generator, rows: int, cols: int, rms: float, bits: int = 8, aim: float = 60) -> Matrix:
+    """A matrix whose results have the root mean square `aim` for inputs of `rms`: about 4 and 18 for codes of 4 and 6 bits."""
     top = (1 << (bits - 1)) - 1
     weights = rng.integers(-top, top + 1, (rows, cols)).astype(np.int64)
-    spread = np.abs(weights).sum(1).mean() * 127 / gain / 2  # a typical large sum
-    scale = 127 / spread
-    shift = int(np.floor(np.log2(scale))) + 1
-    m = min(int(scale / 2.0**shift * (1 << 15)), 32767)
-    return Matrix(weights, rng.integers(-int(spread) // 8, int(spread) // 8 + 1, rows), m << 16, shift, bits)
+    spread = rms * np.sqrt((weights**2).sum(1).mean())
+    shift = int(np.floor(np.log2(aim / spread))) + 1
+    m = min(int(aim / spread / 2.0**shift * (1 << 15)), 32767)
+    return Matrix(weights, rng.integers(-int(spread) // 4, int(spread) // 4 + 1, rows), m << 16, shift, bits)
 
 
 def example(seed: int = 0) -> IntegerModel:
@@ -289,36 +288,36 @@ def example(seed: int = 0) -> IntegerModel:
     """
     rng = np.random.default_rng(seed)
     generators = (
-        Generator(3, (lively(rng, 8, 3, 16, 6),)),
+        Generator(3, (lively(rng, 8, 3, 4, 6),)),
         Generator(4),
-        Generator(2, (lively(rng, 6, 2, 16), lively(rng, 5, 6, 1.5, 4))),
+        Generator(2, (lively(rng, 6, 2, 18), lively(rng, 5, 6, 35, 4))),
     )
     head_list = [
-        Tiled(lively(rng, 16, 8, 1.5), 0),
-        Dense(lively(rng, 55, 4, 16), 1),
-        Factorised(lively(rng, 4, 5, 1.5), lively(rng, 72, 4, 1.5), 2),
-        Factorised(2, lively(rng, 88, 4, 1.5), 2),
-        Seeded(12, 0x2545F491, 20000 << 16, -5, 0),
+        Tiled(lively(rng, 16, 8, 35), 0),
+        Dense(lively(rng, 55, 4, 18, aim=4), 1),
+        Factorised(lively(rng, 4, 5, 35), lively(rng, 72, 4, 60), 2),
+        Factorised(2, lively(rng, 88, 4, 60), 2),
+        Seeded(12, 0x2545F491, 20000 << 16, -7, 0),
         Codebook(rng.integers(-8, 8, (9, 5)).astype(np.int64), 4),
         Codebook(rng.integers(-31, 32, (5, 3)).astype(np.int64), 6, 0),
-        Factorised(lively(rng, 4, 8, 1.5), 2, 0),
+        Factorised(lively(rng, 4, 8, 4), 2, 0),
     ]
     ops: list[Op] = []
 
-    def requant(out, products, weight_top, form, last):
-        shift = -int(np.ceil(np.log2(products**0.5 * weight_top))) + (4 if last else 0)  # pooling has narrowed the range
+    def requant(out, products, weight_rms, form, gain):
+        spread = products**0.5 * weight_rms * 70
+        shift = int(np.rint(np.log2(60 * gain / spread)))
         if form == 8:
             multipliers = (256 + rng.integers(0, 256, out.c)) << 22
         else:
             multipliers = rng.integers(1 << 30, 1 << 31, out.c) >> (32 - form) << (32 - form)
-        limit = int(products**0.5 * weight_top * 16)
-        return Requant(multipliers, shift + rng.integers(0, 2, out.c), rng.integers(-limit, limit + 1, out.c))
+        return Requant(multipliers, shift + rng.integers(0, 2, out.c), rng.integers(-int(spread), int(spread) + 1, out.c))
 
-    def emit(kind, inputs, out, weights=None, products=1, form=16, last=False, **more):
+    def emit(kind, inputs, out, weights=None, products=1, form=16, gain=1.0, **more):
         more["requant"] = None
         if weights is not None:
             top = (1 << (weights.bits - 1)) - 1 if isinstance(weights, Stored) else 7 if weights.narrow else 127
-            more["requant"] = requant(out, products, top, form, last)
+            more["requant"] = requant(out, products, top / 2, form, gain)
         ops.append(Op(f"{kind}{len(ops)}", kind, inputs, out, weights=weights, **more))
 
     def stored(*shape, bits=8, narrow=False):
@@ -340,15 +339,15 @@ def example(seed: int = 0) -> IntegerModel:
     add = AddScalars(20, (1 << 30, (20000 << 16) + 5, 30000 << 16), (0, 0, -18))
     emit("add", (1, 3), wide, add=add)
     emit("conv1x1", (4,), Tensor(1, 12, 9, -100), made(2, 9, 8, bits=6), 8)
-    emit("conv1x1", (5,), wide, made(7, 8, 9, bits=8, narrow=True), 9)
+    emit("conv1x1", (5,), wide, made(7, 8, 9, bits=8), 9)
     emit("maxpool", (6,), Tensor(1, 6, 8, -128), window=Window((1, 2), (1, 2)))
     emit("conv1x1", (7,), Tensor(1, 6, 8, 3), made(5, 8, 8, narrow=True), 8, 8)
     emit("conv", (8,), Tensor(1, 6, 8, -90), stored(8, 1, 3, 2, bits=2), 6, 16, window=Window((1, 3), (1, 1), (0, 1), (1, 1), 4))
     emit("depthwise", (9,), Tensor(1, 6, 8, -128), stored(1, 3, 8, bits=4), 3, window=Window((1, 3), (1, 1), (0, 2), (1, 2)))
-    emit("conv1x1", (10,), Tensor(1, 6, 11, -128), made(3, 11, 8), 8, 32)
-    emit("conv1x1", (11,), Tensor(1, 6, 5, -10), made(1, 5, 11, bits=6), 11)
-    emit("conv1x1", (12,), Tensor(1, 6, 11, -128), stored(11, 5, bits=4, narrow=True), 5, 8)
+    emit("conv1x1", (10,), Tensor(1, 6, 11, -128), made(3, 11, 8), 8, 32, gain=4)
+    emit("conv1x1", (11,), Tensor(1, 6, 5, -10), made(1, 5, 11, bits=6, narrow=True), 11, gain=1.5)
+    emit("conv1x1", (12,), Tensor(1, 6, 11, -128), stored(11, 5, bits=4, narrow=True), 5, 8, gain=2)
     emit("avgpool", (13,), Tensor(1, 1, 11, -128), window=Window((1, 6)))
-    emit("fc", (14,), Tensor(1, 1, 3, 0), stored(3, 11), 11, last=True)
+    emit("fc", (14,), Tensor(1, 1, 3, 0), stored(3, 11), 11)
     info = Info(0.05, 0.1, 0.5, 360.0, "example", ("a", "b", "c"))
     return IntegerModel(Tensor(1, 24, 2, -3), tuple(ops), info, generators, tuple(head_list))
