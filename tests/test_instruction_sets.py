@@ -42,7 +42,8 @@ HELIUM = (
 ).split()
 HELIUM += [f"v{kind}{end}" for kind in ("mladav", "mlaldav", "mlsdav", "mlsldav", "rmlaldavh", "rmlsldavh") for end in ("", "a", "x", "ax")]
 HELIUM += [f"v{kind}{end}" for kind in ("mlalv", "mlav", "rmlalvh") for end in ("", "a")]
-HELIUM += [f"vq{r}dm{kind}" for r in ("", "r") for kind in ("ladh", "ladhx", "lah", "lash", "lsdh", "lsdhx", "ulh")] + ["vqdmullb", "vqdmullt"]
+HELIUM += [f"vq{r}dm{kind}" for r in ("", "r") for kind in ("ladh", "ladhx", "lah", "lash", "lsdh", "lsdhx", "ulh")]
+HELIUM += ["vqdmullb", "vqdmullt"]
 HELIUM += [f"v{kind}{half}" for kind in ("qrshrn", "qrshrun", "qshrn", "qshrun", "rshrn", "shrn") for half in "bt"]
 ALLOWED = {
     "cortex-m0": set(V6M),
