@@ -80,7 +80,8 @@ enum htpw_error {
     X(X86_AVX2, 5, "x86_avx2", {8, 2, 2, 0}, 20, 0)                                                                    \
     X(X86_AVX512VNNI, 6, "x86_avx512vnni", {16, 4, 1, 1}, 38, 0)                                                       \
     X(CMSIS_NN, 7, "cmsis_nn", {1, 1, 1, 0}, 2, 2)                                                                     \
-    X(THUMB, 8, "thumb", {1, 1, 1, 0}, 0, 0)
+    X(THUMB, 8, "thumb", {1, 1, 1, 0}, 0, 0)                                                                           \
+    X(X86_AMX, 9, "x86_amx", {16, 4, 1, 1}, 40, 0)
 
 enum htpw_backend_id {
     HTPW_BACKEND_BEST = 0, /* the fastest that this build and this CPU have */
