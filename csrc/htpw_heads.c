@@ -177,7 +177,7 @@ static int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *
     m->seed = htpw_load_u32(p + 5);
     head->stages = 1;
     head->tile = m->rows;
-    if (m->rows == 0) {
+    if (m->rows == 0 || (uint32_t)m->rows * m->cols > HTPW_TENSOR_MAX) { /* nine bytes must not ask for hours of work */
         return HTPW_ERR_SHAPE;
     }
     return m->seed != 0 && htpw_scale_is_valid(m) ? HTPW_OK : HTPW_ERR_RANGE;

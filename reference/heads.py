@@ -25,6 +25,7 @@ LAYERS_MAX = 3
 WIDTH_MAX = 1024  # dz, rows of a layer, rows of B
 HEADS_MAX = 64
 ENTRIES_MAX = 256
+DRAWN_MAX = 1 << 22  # weights drawn from one seed
 OWN = 255  # "not shared" in b_of, a_of and of
 
 MATRIX_WIDTHS = (4, 6, 8)
@@ -300,7 +301,7 @@ class Seeded(OneMatrix):
     @classmethod
     def parse(cls, entry: Entry) -> Seeded:
         (tile,) = entry.cursor.fields("H", entry.where)
-        require(tile >= 1, f"{entry.where}: tile must be at least 1")
+        require_in(entry.where, "tile", tile, 1, DRAWN_MAX // entry.generator.width)
         shift, multiplier = read_scaling(entry.cursor, entry.where)
         (seed,) = entry.cursor.fields("I", entry.where)
         require(seed != 0, f"{entry.where}: seed must not be 0")

@@ -14,6 +14,7 @@ GENERATORS_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX = 8, 64, 3, 1024
 FIELD_WIDTHS = (4, 6, 8)  # of codes and of the weights of generators and heads
 TABLE_WIDTHS = (8, 4, 2)  # of a codebook's stored table
 MATRIX_HEADER = 7
+DRAWN_MAX = 1 << 22  # weights drawn from one seed
 OWN = 255  # in b_of, a_of, of: the matrix or table is this head's own
 _INT32 = (-(1 << 31), (1 << 31) - 1)
 
@@ -200,11 +201,14 @@ def _read_factorised(cursor: Cursor, at: Context, generator: int) -> Factorised:
     return Factorised(b, a_of, generator)
 
 
+def _tile_max(at: Context, generator: int) -> int:
+    return min(65535, DRAWN_MAX // at.generator(generator).width)
+
+
 def _write_seeded(head: Seeded, at: Context) -> bytes:
-    at.generator(head.generator)
     return put(
         at.where,
-        ("H", "tile", head.tile, 1, 65535),
+        ("H", "tile", head.tile, 1, _tile_max(at, head.generator)),
         ("b", "shift", head.shift, *SHIFTS),
         ("H", "multiplier", _upper_half(at.where, head.multiplier)),
         ("I", "seed", head.seed, 1, (1 << 32) - 1),
@@ -213,7 +217,7 @@ def _write_seeded(head: Seeded, at: Context) -> bytes:
 
 def _read_seeded(cursor: Cursor, at: Context, generator: int) -> Seeded:
     tile, shift, m, seed = cursor.fields("HbHI", at.where)
-    whole(at.where, "tile", tile, 1, 65535)
+    whole(at.where, "tile", tile, 1, _tile_max(at, generator))
     whole(at.where, "shift", shift, *SHIFTS)
     whole(at.where, "multiplier", m, 0, 32767)
     whole(at.where, "seed", seed, 1, (1 << 32) - 1)
