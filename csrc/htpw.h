@@ -124,7 +124,8 @@ struct htpw_plan {
     uint32_t cache_bytes;  /* cached kernels, 4-byte aligned; 0 if every kernel is stored as it runs */
     uint32_t input_bytes;  /* int8 elements of one input window, (H, W, C) */
     uint32_t output_bytes; /* int8 logits */
-    uint32_t flash_arena_bytes; /* arena for htpw_bind_flash, which needs no cache: one kernel on its way to flash */
+    /* arenas for htpw_bind_flash, which needs no cache: with room for one kernel on its way, and without synthesis */
+    uint32_t streamed_arena_bytes, installed_arena_bytes;
 };
 
 /* A region of writable, memory-mapped flash, and how to write it. Offsets are from `base`. */
@@ -175,7 +176,7 @@ int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int back
 /* Binds memory, a backend and a kernel store in flash (docs/SPEC.md 9). HTPW_STREAMED fills the store if it does not hold the
  * kernels of this image, code pack and backend, and resumes where a power cut left it; what a cut left half-written is never used.
  * HTPW_INSTALLED reads neither generators, heads nor codes: it verifies the store, and returns STORE if it is not right.
- *   arena   of at least the planned flash_arena_bytes
+ *   arena   of at least the planned streamed_arena_bytes or installed_arena_bytes
  *   flash   of at least htpw_flash_bytes; the structure need not outlive the call, the region must
  *   errors  ARGUMENT, BACKEND, ALIGNMENT, ARENA, FLASH, STORE */
 int htpw_bind_flash(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,

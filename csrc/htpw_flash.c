@@ -142,8 +142,8 @@ static int htpw_store_pass(struct htpw_context *ctx, struct htpw_pages *pages) {
     result = htpw_cursor_start(ctx->model, rule, HTPW_WALK_SYNTHESIS, &cursor);
     while (result >= 0 && pages->dirty == 0 && (result = htpw_cursor_next(ctx->model, &cursor, &op)) > 0) {
         if (op.is_cached) {
-            const uint32_t bytes = htpw_kernel_bytes(rule, &op), room = htpw_round16(bytes);
-            htpw_zero(ctx->arena + bytes, room - bytes);
+            const uint32_t room = htpw_round16(htpw_kernel_bytes(rule, &op));
+            htpw_zero(ctx->arena, room); /* bytes that only fill up must be the same every time */
             htpw_synth_kernel(ctx->model, ctx->backend, &op, ctx->arena + largest, ctx->arena);
             result = htpw_pages_put(pages, ctx->arena, room);
         }
@@ -184,23 +184,25 @@ int htpw_bind_flash(struct htpw_context *ctx, const struct htpw_model *model, in
                     size_t arena_bytes, const struct htpw_flash *flash, int schedule) {
     struct htpw_context bound;
     struct htpw_plan plan;
-    int error = htpw_bind_common(&bound, model, backend, arena, &plan);
+    const int is_installed = schedule == HTPW_INSTALLED;
+    int error = htpw_bind_common(&bound, model, backend, arena, is_installed ? HTPW_WALK_RUN : HTPW_WALK_SYNTHESIS,
+                                 &plan);
     if (error != HTPW_OK) {
         return error;
     }
-    if (ctx == NULL || (schedule != HTPW_STREAMED && schedule != HTPW_INSTALLED)) {
+    if (ctx == NULL || (schedule != HTPW_STREAMED && !is_installed)) {
         return HTPW_ERR_ARGUMENT;
     }
     const uint32_t needed = htpw_flash_bytes(&plan, flash);
     if (!htpw_flash_is_valid(flash) || needed == 0 || flash->bytes < needed) {
         return HTPW_ERR_FLASH;
     }
-    if (arena_bytes < plan.flash_arena_bytes) {
+    if (arena_bytes < (is_installed ? plan.installed_arena_bytes : plan.streamed_arena_bytes)) {
         return HTPW_ERR_ARENA;
     }
     const uint32_t first = htpw_round_up(HTPW_RECORD_BYTES, flash->page_bytes);
     if (!htpw_store_is_right(&bound, flash, first, plan.cache_bytes)) {
-        error = schedule == HTPW_STREAMED ? htpw_store_fill(&bound, flash, first, plan.cache_bytes) : HTPW_ERR_STORE;
+        error = is_installed ? HTPW_ERR_STORE : htpw_store_fill(&bound, flash, first, plan.cache_bytes);
     }
     if (error == HTPW_OK) {
         bound.kernels = flash->base + first;

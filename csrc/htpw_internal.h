@@ -218,9 +218,12 @@ static inline uint32_t htpw_op_quant_bytes(const struct htpw_op *op) {
     return htpw_round16(4u * (2u * op->quant.count + op->quant.channels));
 }
 
-/* Checks what every kind of binding needs, and fills the context but for its kernels. */
+/* htpw_plan_memory; a walk for running reads neither generators, heads nor codes, and leaves synthesis out. */
+int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, struct htpw_plan *plan);
+
+/* Checks what every kind of binding needs, plans, and fills the context but for its kernels. */
 int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
-                     struct htpw_plan *plan);
+                     enum htpw_walk walk, struct htpw_plan *plan);
 
 /* Walks to cached operator `layer`. Errors: ARGUMENT if there is none. */
 int htpw_cached_op(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,

@@ -184,7 +184,7 @@ int htpw_model_open(struct htpw_model *model, const void *image, size_t length) 
     return error;
 }
 
-int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_plan *plan) {
+int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend_rule *rule = htpw_backend_rule(backend);
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -194,8 +194,7 @@ int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_pl
     if (rule == NULL) {
         return HTPW_ERR_BACKEND;
     }
-    const uint32_t synthesis = model->cached_count != 0 ? htpw_synth_scratch(model, backend) : 0u;
-    uint32_t scratch = synthesis, kernel = 0;
+    uint32_t scratch = 0, kernel = 0, slots = 0;
     int result = htpw_cursor_start(model, rule, HTPW_WALK_RUN, &cursor);
     while (result >= 0 && (result = htpw_cursor_next(model, &cursor, &op)) > 0) {
         const uint32_t bytes = htpw_op_scratch(rule, &op);
@@ -208,15 +207,23 @@ int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_pl
     if (result < 0) {
         return result;
     }
-    plan->arena_bytes = scratch;
     for (int i = 1; i < HTPW_SLOTS; i++) {
-        plan->arena_bytes += model->slot_bytes[i];
+        slots += model->slot_bytes[i];
     }
-    plan->flash_arena_bytes = kernel + synthesis > plan->arena_bytes ? kernel + synthesis : plan->arena_bytes;
+    const uint32_t synthesis =
+        walk == HTPW_WALK_SYNTHESIS && cursor.layer != 0 ? htpw_synth_scratch(model, backend) : 0u;
+    plan->installed_arena_bytes = slots + scratch;
+    plan->arena_bytes = slots + (synthesis > scratch ? synthesis : scratch);
+    plan->streamed_arena_bytes =
+        kernel + synthesis > plan->installed_arena_bytes ? kernel + synthesis : plan->installed_arena_bytes;
     plan->cache_bytes = cursor.cache;
     plan->input_bytes = model->input_bytes;
     plan->output_bytes = model->output_bytes;
     return HTPW_OK;
+}
+
+int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_plan *plan) {
+    return htpw_plan(model, backend, HTPW_WALK_SYNTHESIS, plan);
 }
 
 int htpw_cached_op(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,

@@ -30,16 +30,16 @@ static int htpw_make_all(struct htpw_context *ctx) {
 }
 
 int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
-                     struct htpw_plan *plan) {
+                     enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend *kernels = htpw_backend_get(backend);
-    const int error = htpw_plan_memory(model, backend, plan);
+    const int error = htpw_plan(model, backend, walk, plan);
     if (error != HTPW_OK) {
         return error;
     }
     if (kernels == NULL) {
         return HTPW_ERR_BACKEND;
     }
-    if (ctx == NULL || arena == NULL) {
+    if (arena == NULL) {
         return HTPW_ERR_ARGUMENT;
     }
     if ((uintptr_t)arena % 4 != 0) {
@@ -57,7 +57,7 @@ int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int back
               void *cache, size_t cache_bytes, int schedule) {
     struct htpw_context bound;
     struct htpw_plan plan;
-    const int error = htpw_bind_common(&bound, model, backend, arena, &plan);
+    const int error = htpw_bind_common(&bound, model, backend, arena, HTPW_WALK_SYNTHESIS, &plan);
     if (error != HTPW_OK) {
         return error;
     }

@@ -22,14 +22,16 @@ FLASH_SCHEDULES = {"streamed": 2, "installed": 3}  # kernels in flash
 class Plan:
     """Memory that a device needs for a model, bytes, exact (struct htpw_plan).
 
-    `arena` and `cache` with the kernels in SRAM; `flash_arena` alone with the kernels in flash, where they take `cache` bytes.
+    `arena` and `cache` with the kernels in SRAM; with the kernels in flash, where they take `cache` bytes, `streamed_arena` or
+    `installed_arena` alone.
     """
 
     arena: int
     cache: int
     input: int
     output: int
-    flash_arena: int
+    streamed_arena: int
+    installed_arena: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Image:
             self._codes[: len(codes)] = np.frombuffer(codes, np.uint8)
             pack = ffi.cast("void *", self._codes.ctypes.data)
             _native.check(lib.htpw_codes_apply(self._model, pack, len(codes)), f"{name}: code pack")
+        self._plans: dict[int, Plan] = {}
         self.plan = self.plan_for()
         self.parsed: Parsed = parse(self.data, name)
         self._local = threading.local()
@@ -89,9 +92,20 @@ class Image:
 
     def plan_for(self, backend: str | None = None) -> Plan:
         """Memory needs with a backend, which need not be one of this machine: "armv7em_dsp" plans for a Cortex-M4."""
+        number = _native.backend_id(backend)
+        if number in self._plans:
+            return self._plans[number]
         plan = ffi.new("struct htpw_plan *")
-        _native.check(lib.htpw_plan_memory(self._model, _native.backend_id(backend), plan), self.name)
-        return Plan(plan.arena_bytes, plan.cache_bytes, plan.input_bytes, plan.output_bytes, plan.flash_arena_bytes)
+        _native.check(lib.htpw_plan_memory(self._model, number, plan), self.name)
+        self._plans[number] = Plan(
+            plan.arena_bytes,
+            plan.cache_bytes,
+            plan.input_bytes,
+            plan.output_bytes,
+            plan.streamed_arena_bytes,
+            plan.installed_arena_bytes,
+        )
+        return self._plans[number]
 
     @property
     def codes_number(self) -> int:
@@ -175,7 +189,7 @@ class Context:
         self.image, self.plan, self.flash = image, image.plan_for(backend), flash
         self._context = ffi.new("struct htpw_context *")
         common = self._context, image._model, _native.backend_id(backend)
-        arena = self.plan.arena if flash is None else self.plan.flash_arena
+        arena = self.plan.arena if flash is None else getattr(self.plan, f"{schedule}_arena")
         self.arena = _native.aligned(arena)
         memory = ffi.cast("void *", self.arena.ctypes.data), arena
         self.cache = None

@@ -72,11 +72,11 @@ class TargetModel:
         emulator.write(self.image_address, image)
         self._model = self._alloc("model", emulator.call("htpw_sizeof_model"), 8)
         self._context = self._alloc("context", emulator.call("htpw_sizeof_context"), 8)
-        self._words = self._alloc("plan", 20, 4)  # struct htpw_plan: 5 u32, struct htpw_kernel_info: 2
+        self._words = self._alloc("plan", 24, 4)  # struct htpw_plan: 6 u32, struct htpw_kernel_info: 2
         self._call("htpw_model_open", self._model, self.image_address, len(image), count=self._count)
         self.open_instructions = emulator.instructions
         self._call("htpw_plan_memory", self._model, self._backend, self._words)
-        self.plan = Plan(*struct.unpack("<5I", emulator.read(self._words, 20)))
+        self.plan = Plan(*struct.unpack("<6I", emulator.read(self._words, 24)))
         self.arena_address = self._alloc("arena", max(self.plan.arena, 1), 4)
         self.cache_address = self._alloc("cache", self.plan.cache, 4) if self.plan.cache else 0
         self._input = self._alloc("input", self.plan.input, 1)
