@@ -37,6 +37,10 @@ class ImageError(HtpwError, ValueError):
         self.code = code
 
 
+class SignatureError(HtpwError, ValueError):
+    """A signature is not that of the file and the key."""
+
+
 class ToolError(HtpwError, RuntimeError):
     """A compiler, emulator or other tool is missing or failed."""
 

@@ -339,7 +339,8 @@ def parse(data: bytes, name: str = "image") -> Parsed:
         raise ImageError(f"{name}: {error}", error.code) from error
 
 
-def _requant(parsed: Parsed, op: ParsedOp) -> Requant:
+def requant_values(parsed: Parsed, op: ParsedOp) -> Requant:
+    """Multipliers, shifts and biases of a linear operator."""
     form = op.quan
     at, parts = op.places["QUAN"][0], []
     for length in form.lengths:
@@ -357,20 +358,26 @@ def _requant(parsed: Parsed, op: ParsedOp) -> Requant:
     return Requant(multipliers, shifts, unpack_bits(parts[2], form.channels, form.bias_bits))
 
 
-def _weights(parsed: Parsed, op: ParsedOp) -> Stored | Generated:
-    def part(tag: str) -> bytes:
-        offset, length = op.places[tag]
-        return parsed.data[offset : offset + length]
+def _part(parsed: Parsed, op: ParsedOp, tag: str) -> bytes:
+    offset, length = op.places[tag]
+    return parsed.data[offset : offset + length]
 
-    if not op.generated:
-        values = unpack_bits(part("WGHT"), op.weights, op.stored_bits, dtype=np.int8)
-        return Stored(values.reshape(op.weight_shape), op.stored_bits, op.narrow)
+
+def code_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:
+    """Codes (tiles, dz) of a generated operator, or a codebook's ids (tiles,)."""
     head = parsed.heads[op.head]
     ids = isinstance(head, Codebook)
-    codes = unpack_bits(part("CODE"), op.code_values, op.code_width, signed=not ids)
+    codes = unpack_bits(_part(parsed, op, "CODE"), op.code_values, op.code_width, signed=not ids)
     if ids and codes.max() >= len(head.entries):
         raise ImageError(f"operator {op.index}: id {codes.max()} of a codebook with {len(head.entries)} entries")
-    return Generated(codes if ids else codes.reshape(op.tiles, -1), op.weight_shape, op.head, op.code_bits, op.narrow)
+    return codes if ids else codes.reshape(op.tiles, -1)
+
+
+def _weights(parsed: Parsed, op: ParsedOp) -> Stored | Generated:
+    if op.generated:
+        return Generated(code_values(parsed, op), op.weight_shape, op.head, op.code_bits, op.narrow)
+    values = unpack_bits(_part(parsed, op, "WGHT"), op.weights, op.stored_bits, dtype=np.int8)
+    return Stored(values.reshape(op.weight_shape), op.stored_bits, op.narrow)
 
 
 def read_model(data: bytes, name: str = "image") -> IntegerModel:
@@ -383,7 +390,7 @@ def read_model(data: bytes, name: str = "image") -> IntegerModel:
     try:
         for op in parsed.ops:
             linear = op.kind in LINEAR
-            weights, requant = (_weights(parsed, op), _requant(parsed, op)) if linear else (None, None)
+            weights, requant = (_weights(parsed, op), requant_values(parsed, op)) if linear else (None, None)
             ops.append(Op(op.name, op.kind, op.reads, op.out, op.act_min, op.act_max, weights, requant, op.window, op.add))
     except ImageError as error:
         raise ImageError(f"{name}: {error}", error.code) from error

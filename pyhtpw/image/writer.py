@@ -77,7 +77,7 @@ def multiplier_form(multipliers: np.ndarray) -> int:
     return 2 if (m & 0xFFFF).any() else 0
 
 
-_PACK_MULTIPLIERS = {
+PACK_MULTIPLIERS = {
     0: lambda m: (m >> 16).astype("<u2").tobytes(),
     1: lambda m: ((m >> 22) - 256).astype(np.uint8).tobytes(),
     2: lambda m: m.astype("<u4").tobytes(),
@@ -99,7 +99,7 @@ def _quan(where: str, requant: Requant, channels: int) -> tuple[bytes, tuple[int
         raise ImageError(f"{where}: shifts {base}..{shifts.max()} are more than 31 apart")
     bias_bits, form = signed_width(biases), multiplier_form(multipliers)
     per_tensor = PER_TENSOR if len(multipliers) == 1 else 0
-    data = _PACK_MULTIPLIERS[form](multipliers) + pack_bits(shifts - base, shift_bits) + pack_bits(biases, bias_bits)
+    data = PACK_MULTIPLIERS[form](multipliers) + pack_bits(shifts - base, shift_bits) + pack_bits(biases, bias_bits)
     return data, (base, per_tensor | form << 3 | shift_bits, bias_bits)
 
 
