@@ -61,7 +61,7 @@ def head_bytes(head: dict) -> bytes:
     if head["kind"] in (DENSE, TILED):
         return data + matrix_bytes(head["h"])
     if head["kind"] == FACTORISED:
-        data += struct.pack("<BB", head["b_of"], head["a_of"])
+        data += struct.pack("<BBH", head["b_of"], head["a_of"], head["r"])
         return data + b"".join(matrix_bytes(head[name]) for name in "ba" if head[f"{name}_of"] == 255)
     if head["kind"] == SEEDED:
         return data + struct.pack("<HbHI", head["tile"], head["shift"], head["m"], head["seed"])
@@ -221,7 +221,7 @@ def network(
 
     def factorised(g: int, b_of: int = 255, a_of: int = 255, n: int = 0) -> dict:
         d, input_bits = size[g]
-        head = {"kind": FACTORISED, "generator": g, "b_of": b_of, "a_of": a_of}
+        head = {"kind": FACTORISED, "generator": g, "b_of": b_of, "a_of": a_of, "r": 3}
         if b_of == 255:
             head["b"] = random_matrix(3, d, 6, 7, input_bits)
         if a_of == 255:
@@ -235,9 +235,9 @@ def network(
         }  # fmt: skip
 
     def made_book(of: int, entries: int, width: int) -> dict:
-        dz = generators[heads[of]["generator"]]["dz"]
-        codes = signed(width, entries * dz)
-        return {"kind": CODEBOOK, "generator": 0, "of": of, "entries": entries, "width": width, "codes": codes}
+        g = heads[of]["generator"]
+        codes = signed(width, entries * generators[g]["dz"])
+        return {"kind": CODEBOOK, "generator": g, "of": of, "entries": entries, "width": width, "codes": codes}
 
     def seeded(g: int, tile: int) -> dict:
         shift = 9 - 8 - size[g][1] - drop()

@@ -93,7 +93,7 @@ def test_factorised():
     # A: 100 -> 50; -127 -> -63.5 -> -63; 100 - 127 = -27, +1 = -26 -> -13; 0 + 5 -> 2.5 -> 3.
     b = matrix(2, [1, -1, 0, 3])
     a = matrix(4, [1, 0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 5])
-    own = {"kind": FACTORISED, "generator": 0, "b_of": 255, "a_of": 255, "b": b, "a": a}
+    own = {"kind": FACTORISED, "generator": 0, "b_of": 255, "a_of": 255, "r": 2, "b": b, "a": a}
     assert kernel(fc(2, 2, FACTORISED, [100, -100], 8), [PASS], [own]) == [50, -63, -13, 3]
     assert kernel(fc(2, 2, FACTORISED, [100, -100], 8), [PASS], [own], narrow=True) == [7, -7, -7, 3]
 
@@ -102,12 +102,12 @@ def test_factorised_with_shared_matrices():
     b = matrix(2, [1, -1, 0, 3])
     a = matrix(4, [1, 0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 5])
     heads = [
-        {"kind": FACTORISED, "generator": 0, "b_of": 255, "a_of": 255, "b": b, "a": a},
+        {"kind": FACTORISED, "generator": 0, "b_of": 255, "a_of": 255, "r": 2, "b": b, "a": a},
         # B: 2*100 -> 100, -100 -> -50, of a generator with one value; A: 50, -25, 100 - 50 + 1 = 51 -> 26 (25.5), 3.
-        {"kind": FACTORISED, "generator": 1, "b_of": 255, "a_of": 0, "b": matrix(2, [2, -1])},
+        {"kind": FACTORISED, "generator": 1, "b_of": 255, "a_of": 0, "r": 2, "b": matrix(2, [2, -1])},
         # B of head 0 as above: 100, -127; A: 2*100 - 127 = 73 -> 37 (36.5); -127 -> -63.
-        {"kind": FACTORISED, "generator": 0, "b_of": 0, "a_of": 255, "a": matrix(2, [2, 1, 0, 1])},
-        {"kind": FACTORISED, "generator": 0, "b_of": 0, "a_of": 0},
+        {"kind": FACTORISED, "generator": 0, "b_of": 0, "a_of": 255, "r": 2, "a": matrix(2, [2, 1, 0, 1])},
+        {"kind": FACTORISED, "generator": 0, "b_of": 0, "a_of": 0, "r": 2},
     ]
     generators = [PASS, {"dz": 1, "layers": []}]
     assert kernel(fc(2, 2, FACTORISED, [100], 8, head=1), generators, heads) == [50, -25, 26, 3]
@@ -242,7 +242,9 @@ def test_multiplier_forms():
         (head(0, generator=3), "HEAD 0: generator 3 does not exist"),
         (head(7, generator=3), "HEAD 7: generator 3 does not exist"),
         (head(8, generator=1), "generator of a codebook"),
-        (head(9, generator=2), "generator of a codebook"),
+        (head(9, generator=1), "HEAD 9: of 6 has another generator"),
+        (head(10, generator=0), "HEAD 10: of 7 has another generator"),
+        (head(10, generator=3), "HEAD 10: generator 3 does not exist"),
         (head(0, "h", rows=0), "HEAD 0: rows 0"),
         (head(0, "h", weight_bits=2), "HEAD 0: weight_bits 2"),
         (head(0, "h", bias_bits=33), "HEAD 0: bias_bits 33"),
@@ -266,7 +268,11 @@ def test_multiplier_forms():
         (head(3, a_of=3), "a_of 3 is not an earlier head"),
         (head(3, a_of=1), "a_of 1 is a dense head"),
         (head(5, a_of=3), "a_of 3 does not hold its own A"),
-        (head(3, "b", rows=2, w=[0] * 10, bias=[0] * 2), "A has 3 columns, B 2 rows"),
+        (head(2, r=0), "HEAD 2: r 0"),
+        (head(2, r=1025), "HEAD 2: r 1025"),
+        (head(2, r=2), "HEAD 2: B has 3 rows, r is 2"),
+        (head(4, r=4), "HEAD 4: B has 3 rows, r is 4"),
+        (head(3, "b", rows=2, w=[0] * 10, bias=[0] * 2), "HEAD 3: B has 2 rows, r is 3"),
         (head(7, tile=0), "HEAD 7: tile"),
         (head(7, shift=-32), "HEAD 7: shift -32"),
         (head(7, shift=31), "HEAD 7: shift 31"),
@@ -295,13 +301,24 @@ def test_each_rule(change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_shared_matrix_has_the_same_rank():
+    net = network()
+    net["heads"][3] |= {"r": 2}
+    net["heads"][3]["b"] |= {"rows": 2, "w": [0] * 10, "bias": [0] * 2}
+    with pytest.raises(ImageError, match="HEAD 3: A has 3 columns, r is 2"):
+        reference.read(image(net))
+
+
 def test_heads_and_generators_may_be_many():
     net = stored_network()
     net["generators"] = [{"dz": 1024, "layers": []}] * 8
-    net["heads"] = [{"kind": SEEDED, "generator": 7, "tile": 65535, "shift": 0, "m": 1, "seed": 1}] * 64
+    net["heads"] = [{"kind": SEEDED, "generator": 7, "tile": 4096, "shift": 0, "m": 1, "seed": 1}] * 64
     model = reference.read(image(net))
     assert len(model.generators) == 8
     assert len(model.heads) == 64
+    net["heads"] = [net["heads"][0] | {"tile": 4097}]
+    with pytest.raises(ImageError, match=r"HEAD 0: tile 4097 is not in 1\.\.4096"):
+        reference.read(image(net))
 
 
 def test_only_codebooks_of_stored_tables_can_be_without_generators():
