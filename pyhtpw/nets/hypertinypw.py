@@ -52,9 +52,9 @@ def hypertinypw(
         )
     sizes = {"t": t, "stem_kernel": stem_kernel, "stem_stride": stem_stride, "kernel": kernel}
     sizes.update({f"strides[{i}]": stride for i, stride in enumerate(strides)})
-    for name, size in sizes.items():  # the rest is for the graph to check, but these are divided by before it exists
+    for what, size in sizes.items():  # the rest is for the graph to check, but these are divided by before it exists
         if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"hypertinypw: {name} is {size!r}; give a whole number of at least 1")
+            raise ConfigError(f"hypertinypw: {what} is {size!r}; give a whole number of at least 1")
     nodes = [Node("stem", "conv", (INPUT,), stem, stem_kernel, stem_stride, norm=True, relu=True)]
     steps, _ = same_padding(t, stem_kernel, stem_stride)
     source, channels = "stem", stem
