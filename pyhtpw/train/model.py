@@ -48,15 +48,18 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
             params[name] = rng.standard_normal(shape) * np.sqrt(gain / fan_in)
     if heads:
         made = _alive(graph, params, seed)
+        applied: dict[str, float] = {}
         for head in heads.values():
-            if head.a_of is not None:
-                continue  # its A was scaled for the kernels of all heads that share it
-            nodes = [n for h in heads.values() if h is head or (h.a_of is not None and graph.plan.heads[h.a_of] is head) for n in h.nodes]
             # in units of a gain of 2, as almost every kernel has it
-            fan_in = np.mean([fan * 2.0 / gain for fan, gain in (_fan(ops[n], kernels[n]) for n in nodes)])
-            spread = np.sqrt(np.mean(np.concatenate([made[n].ravel() for n in nodes]) ** 2))
-            last = {"seeded": "gain", "factorised": "a.weight"}.get(head.spec.kind, "weight" if head.codes else "table.weight")
-            params[f"{head.name}.{last}"] *= np.sqrt(2.0 / fan_in) / (spread or 1.0)
+            fan_in = np.mean([fan * 2.0 / gain for fan, gain in (_fan(ops[n], kernels[n]) for n in head.nodes)])
+            spread = np.sqrt(np.mean(np.concatenate([made[n].ravel() for n in head.nodes]) ** 2))
+            if head.a_of is None:
+                parts = {"seeded": "gain", "factorised": "a.weight"}
+                last = parts.get(head.spec.kind, "weight" if head.codes else "table.weight")
+            else:  # A is scaled with the kernels of the head that it belongs to
+                last, spread = "b.weight", spread * applied[graph.plan.heads[head.a_of].name]
+            applied[head.name] = np.sqrt(2.0 / fan_in) / (spread or 1.0)
+            params[f"{head.name}.{last}"] *= applied[head.name]
     return params
 
 
