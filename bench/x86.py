@@ -5,7 +5,7 @@
 All columns of a row are measured in turns in one process: after each round of short loops comes the next, so that a change of
 the machine's clock meets every column. Reported are the minimum and the median of the rounds. `peak` is the rate of VPDPBUSD
 on registers alone. LiteRT's operators are timed by the difference of two models, so that its cost of a call is left out; that of
-a one-operator model is reported too; where the CPU has AMX, LiteRT may use it and we do not. Outputs are compared with the portable C before anything is timed.
+a one-operator model is reported too; where the CPU has AMX, both use it. Outputs are compared with the portable C before anything is timed.
 """
 
 import argparse

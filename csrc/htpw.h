@@ -29,12 +29,11 @@ extern "C" {
 #define HTPW_VERSION_MAJOR 0 /* library; the image format has its own number */
 #define HTPW_VERSION_MINOR 1
 #define HTPW_VERSION_PATCH 0
-#define HTPW_FORMAT_VERSION 1 /* docs/SPEC.md section 4 */
+#define HTPW_FORMAT_VERSION 2 /* docs/SPEC.md section 4 */
 #define HTPW_ROUNDING_CMSIS_NN 1
 #define HTPW_SLOTS 8        /* tensors alive at one time, input included */
-#define HTPW_HEADS_MAX 8
-#define HTPW_GENERATOR_LAYERS_MAX 3
-#define HTPW_GENERATED_MAX 64 /* generated operators in one image */
+#define HTPW_CACHED_MAX 64  /* operators of one image whose kernel is cached */
+#define HTPW_SHA256_BYTES 32
 
 /* Every error, once: name, code, text. The enum, htpw_error_text and the Python exceptions come from this list. */
 #define HTPW_ERRORS(X)                                                                                                 \
@@ -55,7 +54,14 @@ extern "C" {
     X(ARENA, -15, "arena is smaller than htpw_plan_memory asked for")                                                  \
     X(CACHE, -16, "cache is smaller than htpw_plan_memory asked for")                                                  \
     X(BACKEND, -17, "no such backend, or this build or CPU does not have it")                                          \
-    X(ARGUMENT, -18, "an argument is null or has the wrong size")
+    X(ARGUMENT, -18, "an argument is null or has the wrong size")                                                      \
+    X(STORE, -19, "the flash store does not hold the kernels of this image: fill it with HTPW_STREAMED")               \
+    X(FLASH, -20, "the flash is too small or its geometry is impossible, or erasing or programming it failed")         \
+    X(PACK, -21, "a code pack is malformed, corrupt, or does not fit its base image")                                  \
+    X(BASE, -22, "a code pack belongs to another image (SHA-256 differs)")                                             \
+    X(NUMBER, -23, "a code pack has a lower number than the one applied before")                                       \
+    X(SIGNATURE, -24, "the signature was rejected")                                                                    \
+    X(SELFTEST, -25, "the self-test gave other bytes than it must")
 
 enum htpw_error {
 #define HTPW_ERROR_ENUM(name, code, text) HTPW_ERR_##name = (code),
@@ -74,7 +80,8 @@ enum htpw_error {
     X(X86_AVX2, 5, "x86_avx2", {8, 2, 2, 0}, 20, 0)                                                                    \
     X(X86_AVX512VNNI, 6, "x86_avx512vnni", {16, 4, 1, 1}, 38, 0)                                                       \
     X(CMSIS_NN, 7, "cmsis_nn", {1, 1, 1, 0}, 2, 2)                                                                     \
-    X(THUMB, 8, "thumb", {1, 1, 1, 0}, 0, 0)
+    X(THUMB, 8, "thumb", {1, 1, 1, 0}, 0, 0)                                                                           \
+    X(X86_AMX, 9, "x86_amx", {16, 4, 1, 1}, 40, 0)
 
 enum htpw_backend_id {
     HTPW_BACKEND_BEST = 0, /* the fastest that this build and this CPU have */
@@ -84,10 +91,12 @@ enum htpw_backend_id {
     HTPW_BACKEND_COUNT
 };
 
-/* When generated kernels are synthesised. All schedules give the same bytes. */
+/* When cached kernels are made, and where they live. All schedules give the same bytes. */
 enum htpw_schedule {
-    HTPW_BOOT = 0, /* all in htpw_bind: always-on sensors */
-    HTPW_LAZY = 1  /* each at its operator's first use: event-triggered devices */
+    HTPW_BOOT = 0,     /* in SRAM, all in htpw_bind: always-on sensors */
+    HTPW_LAZY = 1,     /* in SRAM, each at its operator's first use: event-triggered devices */
+    HTPW_STREAMED = 2, /* in flash: htpw_bind_flash makes what is not there yet, and writes it page by page */
+    HTPW_INSTALLED = 3 /* in flash, from an earlier HTPW_STREAMED: htpw_bind_flash verifies them and makes nothing */
 };
 
 /* A section of the image, in place. */
@@ -96,33 +105,39 @@ struct htpw_span {
     uint32_t length; /* bytes */
 };
 
-/* One fully connected layer of the generator, or a head; fields as stored (docs/SPEC.md 4.5, 4.6). */
-struct htpw_generator_layer {
-    const uint8_t *weights; /* packed, rows x cols at weight_bits */
-    const uint8_t *biases;  /* packed, rows at bias_bits; unused by heads */
-    uint16_t rows, cols;
-    uint8_t weight_bits, bias_bits;
-    int8_t shift;
-    uint16_t multiplier; /* 16-bit; the CMSIS-NN multiplier is multiplier << 16 */
-};
-
 /* An opened image. Filled in by htpw_model_open; read-only for everyone else. */
 struct htpw_model {
-    struct htpw_span ops, quant, weights, codes;
-    struct htpw_generator_layer generator[HTPW_GENERATOR_LAYERS_MAX];
-    struct htpw_generator_layer head[HTPW_HEADS_MAX];
+    const uint8_t *image;
+    uint32_t image_bytes;
+    struct htpw_span ops, quant, weights, generators, heads, codes;
+    struct htpw_span pack;           /* entries of the applied code pack; length 0 if none */
+    uint32_t pack_number, pack_crc;  /* 0 if none */
     uint32_t slot_bytes[HTPW_SLOTS]; /* largest tensor ever in each slot, rounded up to 16; slot 0 is the caller's */
     uint32_t input_bytes, output_bytes;
-    uint16_t generated_count; /* operators whose kernel is generated */
-    uint8_t operator_count, generator_layers, head_count, code_bits, dz;
+    uint16_t cached_count; /* operators whose kernel is cached */
+    uint8_t operator_count, head_count;
 };
 
 /* Memory needs, exact, in bytes. */
 struct htpw_plan {
     uint32_t arena_bytes;  /* activations and scratch, 4-byte aligned */
-    uint32_t cache_bytes;  /* generated kernels, 4-byte aligned; 0 if nothing is generated */
+    uint32_t cache_bytes;  /* cached kernels, 4-byte aligned; 0 if every kernel is stored as it runs */
     uint32_t input_bytes;  /* int8 elements of one input window, (H, W, C) */
     uint32_t output_bytes; /* int8 logits */
+    /* arenas for htpw_bind_flash, which needs no cache: with room for one kernel on its way, and without synthesis */
+    uint32_t streamed_arena_bytes, installed_arena_bytes;
+};
+
+/* A region of writable, memory-mapped flash, and how to write it. Offsets are from `base`. */
+struct htpw_flash {
+    const uint8_t *base;  /* where it is read, 4-byte aligned */
+    uint32_t bytes;       /* of the region, a multiple of erase_bytes */
+    uint32_t page_bytes;  /* programmed at once, each once between two erasures: a multiple of 4, at least 4 */
+    uint32_t erase_bytes; /* erased at once, to 0xFF: a multiple of page_bytes */
+    uint8_t *page;        /* page_bytes of SRAM, 4-byte aligned, for a page on its way */
+    void *user;           /* handed to the two functions; they return 0, or anything else if they failed */
+    int (*erase)(void *user, uint32_t offset);                        /* the erase block at offset */
+    int (*program)(void *user, uint32_t offset, const uint8_t *page); /* the page at offset */
 };
 
 struct htpw_backend; /* csrc/backends/htpw_backend.h */
@@ -131,11 +146,13 @@ struct htpw_backend; /* csrc/backends/htpw_backend.h */
 struct htpw_context {
     const struct htpw_model *model;
     const struct htpw_backend *backend;
-    uint8_t *arena, *cache;
-    uint8_t ready[HTPW_GENERATED_MAX / 8]; /* bit l: kernel of generated operator l is in the cache */
+    uint8_t *arena;
+    uint8_t *cache;         /* in SRAM; NULL if the kernels are in flash */
+    const uint8_t *kernels; /* where they are read: the cache, or flash */
+    uint8_t ready[HTPW_CACHED_MAX / 8]; /* bit l: cached kernel l has been made */
 };
 
-/* One generated kernel. */
+/* One cached kernel. */
 struct htpw_kernel_info {
     uint32_t op;    /* index of its operator in the image */
     uint32_t bytes; /* int8 weights, row-major as docs/SPEC.md section 1 */
@@ -156,22 +173,63 @@ int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_pl
 int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
               void *cache, size_t cache_bytes, int schedule);
 
-/* Synthesises the kernel of generated operator `layer` (0 .. generated_count - 1) into the cache, again if it is there
- * already. Errors: ARGUMENT. */
+/* Binds memory, a backend and a kernel store in flash (docs/SPEC.md 9). HTPW_STREAMED fills the store if it does not hold the
+ * kernels of this image, code pack and backend, and resumes where a power cut left it; what a cut left half-written is never used.
+ * HTPW_INSTALLED reads neither generators, heads nor codes: it verifies the store, and returns STORE if it is not right.
+ *   arena   of at least the planned streamed_arena_bytes or installed_arena_bytes
+ *   flash   of at least htpw_flash_bytes; the structure need not outlive the call, the region must
+ *   errors  ARGUMENT, BACKEND, ALIGNMENT, ARENA, FLASH, STORE */
+int htpw_bind_flash(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
+                    size_t arena_bytes, const struct htpw_flash *flash, int schedule);
+
+/* Bytes of flash, whole erase blocks, that a store needs with this plan; 0 if the geometry is impossible. */
+uint32_t htpw_flash_bytes(const struct htpw_plan *plan, const struct htpw_flash *flash);
+
+/* Makes cached kernel `layer` (0 .. cached_count - 1), again if it is there already. Errors: ARGUMENT, also for a context
+ * whose kernels are in flash. */
 int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer);
 
-/* Runs one window. After every kernel is in the cache no generator, head or code byte is read.
+/* Runs one window. After every kernel has been made no generator, head or code byte is read.
  *   input   int8 [H][W][C], input_bytes; read in place
  *   logits  int8 [classes], output_bytes
  *   errors  ARGUMENT */
 int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits, size_t output_bytes);
 
-/* Operator and size of generated kernel `layer`. Errors: ARGUMENT. */
+/* Operator and size of cached kernel `layer`. Errors: ARGUMENT. */
 int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info);
 
-/* Copies generated kernel `layer` out of the cache, in row-major order whatever layout the backend keeps it in; it is
- * synthesised first if it is not there yet. `bytes` is htpw_kernel_info's. Errors: ARGUMENT. */
+/* Copies cached kernel `layer` out, in row-major order whatever layout the backend keeps it in; it is made first if it
+ * is not there yet. `bytes` is htpw_kernel_info's. Errors: ARGUMENT. */
 int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, size_t bytes);
+
+/* Applies a code pack (docs/SPEC.md 10) to an opened model: checked wholly before use; on error the model stays as it was.
+ * The pack is read in place and must stay there as long as the model is used. Contexts bound before must be bound again.
+ *   errors  PACK, BASE, NUMBER, RANGE, OVERFLOW, DATA, ARGUMENT */
+int htpw_codes_apply(struct htpw_model *model, const void *pack, size_t length);
+
+/* Two slots for code packs in one region of flash. Store writes a pack, checked against the model first, to the slot that does not
+ * hold the newest valid one; boot applies the newest valid one (none is no error: pack_number stays 0); rollback erases the
+ * newest valid one, so that the next boot applies the one before, or none. All survive a power cut at any point.
+ *   errors  those of htpw_codes_apply, FLASH; rollback: STORE if there is none */
+int htpw_codes_store(const struct htpw_model *model, const struct htpw_flash *flash, const void *pack, size_t length);
+int htpw_codes_boot(struct htpw_model *model, const struct htpw_flash *flash);
+int htpw_codes_rollback(const struct htpw_model *model, const struct htpw_flash *flash);
+
+/* Asks the caller whether `signature` signs `digest` (SHA-256); 0 is yes. Ed25519 by a library of the caller's, for example. */
+typedef int (*htpw_verify_fn)(void *user, const uint8_t *digest, const uint8_t *signature, size_t signature_bytes);
+
+/* Shows the digest of an image or code pack to `verify` before a byte of it is interpreted. Errors: SIGNATURE, ARGUMENT. */
+int htpw_verify(const void *data, size_t length, const uint8_t *signature, size_t signature_bytes, htpw_verify_fn verify,
+                void *user);
+
+/* SHA-256 (FIPS 180-4) of `length` bytes. */
+void htpw_sha256(const void *data, size_t length, uint8_t *digest);
+
+/* Runs an embedded image on this CPU with `backend`: every head kind and operator, kernels and logits compared with what they must be.
+ *   memory  4-byte aligned, HTPW_SELFTEST_BYTES, content free before and after
+ *   errors  SELFTEST, ARGUMENT, BACKEND, ARENA */
+int htpw_selftest(int backend, void *memory, size_t bytes);
+#define HTPW_SELFTEST_BYTES 8192
 
 /* CRC-32 (ISO-HDLC, as zlib), continuing from `crc`; start with 0. */
 uint32_t htpw_crc32(uint32_t crc, const void *data, size_t length);

@@ -4,6 +4,7 @@
 #include "backends/cmsis_nn/htpw_cmsis_nn.h"
 #include "backends/htpw_backend.h"
 #include "backends/thumb/htpw_thumb.h"
+#include "backends/x86_amx/htpw_amx.h"
 #include "backends/x86_avx2/htpw_avx2.h"
 #include "backends/x86_avx512vnni/htpw_vnni.h"
 
@@ -56,11 +57,22 @@ static const struct htpw_backend *htpw_find_vnni(void) {
 }
 #endif
 
+#ifdef HTPW_HAS_X86_AMX
+static const struct htpw_backend *htpw_find_amx(void) {
+    return htpw_find_vnni() != NULL && htpw_amx_is_usable() ? &htpw_backend_x86_amx : NULL;
+}
+#endif
+
 /* The best backend of this build and CPU. */
 static int htpw_backend_best(void) {
 #if defined(HTPW_HAS_CMSIS_NN)
     return HTPW_BACKEND_CMSIS_NN; /* whoever compiles it in wants it */
 #else
+#ifdef HTPW_HAS_X86_AMX
+    if (htpw_find_amx() != NULL) {
+        return HTPW_BACKEND_X86_AMX;
+    }
+#endif
 #ifdef HTPW_HAS_X86_AVX512VNNI
     if (htpw_find_vnni() != NULL) {
         return HTPW_BACKEND_X86_AVX512VNNI;
@@ -101,6 +113,10 @@ const struct htpw_backend *htpw_backend_get(int id) {
 #ifdef HTPW_HAS_X86_AVX512VNNI
     case HTPW_BACKEND_X86_AVX512VNNI:
         return htpw_find_vnni();
+#endif
+#ifdef HTPW_HAS_X86_AMX
+    case HTPW_BACKEND_X86_AMX:
+        return htpw_find_amx();
 #endif
 #ifdef HTPW_HAS_ARMV7EM_DSP
     case HTPW_BACKEND_ARMV7EM_DSP:

@@ -5,10 +5,11 @@
  */
 #include "htpw_internal.h"
 
-int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_rule *rule,
+int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,
                       struct htpw_cursor *cursor) {
     htpw_zero(cursor, sizeof *cursor);
     cursor->rule = rule;
+    cursor->walk = walk;
     const uint8_t *p = model->ops.data;
     if (model->ops.length < 8) {
         return HTPW_ERR_DATA;
@@ -37,29 +38,45 @@ static const uint8_t *htpw_take(struct htpw_span section, uint32_t *used, uint32
     return p;
 }
 
+/* Bytes of a multiplier by its form: docs/SPEC.md 4.3. */
+static const uint8_t htpw_multiplier_bytes[3] = {2, 1, 4};
+
 /* Bytes 5..11 of a linear operator's record, and its part of QUAN. */
 static int htpw_decode_linear(const struct htpw_model *model, struct htpw_cursor *cursor, const uint8_t *record,
                               struct htpw_op *op) {
     struct htpw_quant_view *q = &op->quant;
     const uint8_t form = record[9];
-    op->source = record[5];
+    op->source = record[5] & 15u;
+    op->code_bits = record[5] >> 4 & 3u;
+    op->is_narrow = record[5] >> 7;
     op->out.c = htpw_load_u16(record + 6);
     op->head = record[11];
     q->shift_base = htpw_load_i8(record + 8);
     q->shift_bits = form & 7u;
+    q->form = form >> 3 & 3u;
     q->bias_bits = record[10];
-    if ((form & 0x78u) != 0 || q->shift_bits > 5 || q->bias_bits > 32) {
+    if ((form & 0x60u) != 0 || q->form > 2 || q->shift_bits > 5 || q->bias_bits > 32) {
         return HTPW_ERR_RANGE;
+    }
+    if ((record[5] & 0x40u) != 0) {
+        return HTPW_ERR_SOURCE;
     }
     if (op->out.c == 0) {
         return HTPW_ERR_SHAPE;
     }
     q->channels = op->out.c;
     q->count = (form & 0x80u) != 0 ? 1u : q->channels;
-    q->multipliers = htpw_take(model->quant, &cursor->quant, 2u * q->count);
-    q->shifts = htpw_take(model->quant, &cursor->quant, htpw_bits_bytes(q->count, q->shift_bits));
-    q->biases = htpw_take(model->quant, &cursor->quant, htpw_bits_bytes(q->channels, q->bias_bits));
-    return q->multipliers != NULL && q->shifts != NULL && q->biases != NULL ? HTPW_OK : HTPW_ERR_DATA;
+    const uint32_t multipliers = htpw_multiplier_bytes[q->form] * q->count;
+    const uint32_t shifts = htpw_bits_bytes(q->count, q->shift_bits);
+    const uint32_t all = multipliers + shifts + htpw_bits_bytes(q->channels, q->bias_bits);
+    q->multipliers = htpw_take(model->quant, &cursor->quant, all);
+    if (q->multipliers == NULL) {
+        return HTPW_ERR_DATA;
+    }
+    const int error = htpw_pack_part(model, cursor, HTPW_PART_QUAN, all, &q->multipliers);
+    q->shifts = q->multipliers + multipliers;
+    q->biases = q->shifts + shifts;
+    return error;
 }
 
 /* Bytes 12..23 of a conv or depthwise record. */
@@ -122,14 +139,14 @@ static int htpw_decode_add(const uint8_t *record, const struct htpw_cursor *curs
     e->a_shift = htpw_load_i8(record + 7);
     e->b_shift = htpw_load_i8(record + 8);
     e->out_shift = htpw_load_i8(record + 9);
-    const uint16_t m1 = htpw_load_u16(record + 10), m2 = htpw_load_u16(record + 12), m_out = htpw_load_u16(record + 14);
+    const uint32_t m1 = htpw_load_u32(record + 10), m2 = htpw_load_u32(record + 14), m_out = htpw_load_u32(record + 18);
     if (e->left_shift < 16 || e->left_shift > 22 || e->a_shift > 0 || e->a_shift < -31 || e->b_shift > 0 ||
-        e->b_shift < -31 || e->out_shift > 0 || e->out_shift < -31 || m1 > 32767 || m2 > 32767 || m_out > 32767) {
+        e->b_shift < -31 || e->out_shift > 0 || e->out_shift < -31 || m1 > INT32_MAX || m2 > INT32_MAX || m_out > INT32_MAX) {
         return HTPW_ERR_RANGE;
     }
-    e->a_multiplier = (int32_t)m1 << 16;
-    e->b_multiplier = (int32_t)m2 << 16;
-    e->out_multiplier = (int32_t)m_out << 16;
+    e->a_multiplier = (int32_t)m1;
+    e->b_multiplier = (int32_t)m2;
+    e->out_multiplier = (int32_t)m_out;
     e->a_offset = -op->in.zero_point;
     e->b_offset = -b->zero_point;
     e->out_offset = op->out.zero_point;
@@ -138,44 +155,101 @@ static int htpw_decode_add(const uint8_t *record, const struct htpw_cursor *curs
     return HTPW_OK;
 }
 
-/* The weights of a linear operator: where they are stored, or the codes that make them and their place in the cache. */
-static int htpw_decode_weights(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
-    if (op->source == HTPW_SOURCE_STORED8) {
-        if (op->head != 0) {
-            return HTPW_ERR_SOURCE;
-        }
-        const uint32_t gap = (0u - cursor->weights) & 3u;
-        const uint8_t *skipped = htpw_take(model->weights, &cursor->weights, gap);
-        op->weights = (const int8_t *)htpw_take(model->weights, &cursor->weights, op->weight_count);
-        if (skipped == NULL || op->weights == NULL) {
-            return HTPW_ERR_DATA;
-        }
-        for (uint32_t i = 0; i < gap; i++) {
-            if (skipped[i] != 0) {
-                return HTPW_ERR_DATA;
-            }
-        }
-        return HTPW_OK;
+/* Bits of a stored weight; 0 if the source is not a stored kernel. */
+static uint32_t htpw_stored_bits(uint32_t source) {
+    switch (source) {
+#define HTPW_STORED_CASE(name, id, bits)                                                                               \
+    case id:                                                                                                           \
+        return bits;
+        HTPW_STORED(HTPW_STORED_CASE)
+#undef HTPW_STORED_CASE
+    default:
+        return 0;
     }
-    if (op->source != HTPW_SOURCE_TILED || op->head >= model->head_count || cursor->layer >= HTPW_GENERATED_MAX) {
+}
+
+static int htpw_decode_stored(const struct htpw_model *model, struct htpw_cursor *cursor, uint32_t bits,
+                              struct htpw_op *op) {
+    const uint32_t gap = bits == 8 ? (0u - cursor->weights) & 3u : 0u;
+    const uint8_t *skipped = htpw_take(model->weights, &cursor->weights, gap);
+    op->weights = htpw_take(model->weights, &cursor->weights, htpw_bits_bytes(op->weight_count, bits));
+    op->weight_bits = (uint8_t)bits;
+    if (op->head != 0 || op->code_bits != 0 || (op->is_narrow && bits == 8)) {
         return HTPW_ERR_SOURCE;
     }
-    const uint32_t tile = model->head[op->head].rows;
-    const uint32_t tiles = (op->weight_count + tile - 1u) / tile;
-    const uint64_t code_bits = (uint64_t)tiles * model->dz * model->code_bits; /* up to 2^33 */
-    if (code_bits > UINT32_C(8) * (model->codes.length - cursor->codes)) {
+    if (skipped == NULL || op->weights == NULL) {
         return HTPW_ERR_DATA;
     }
-    op->codes = htpw_take(model->codes, &cursor->codes, (uint32_t)((code_bits + 7u) / 8u));
-    if (op->codes == NULL) {
+    for (uint32_t i = 0; i < gap; i++) {
+        if (skipped[i] != 0) {
+            return HTPW_ERR_DATA;
+        }
+    }
+    return HTPW_OK;
+}
+
+/* Codes or ids of an operator: how many, of which width, and where. */
+static int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
+    struct htpw_head head;
+    struct htpw_generator generator;
+    int error = htpw_head_load(model, op->head, &head);
+    if (error != HTPW_OK || head.kind != op->source || (head.is_whole && head.tile != op->weight_count)) {
+        return HTPW_ERR_SOURCE;
+    }
+    const uint32_t tiles = (op->weight_count + head.tile - 1u) / head.tile;
+    uint32_t dz = 1;
+    if (head.entries != 0) {
+        if (op->code_bits != 0 || (op->is_narrow && head.stages == 0 && head.entry_bits > 4)) {
+            return HTPW_ERR_SOURCE;
+        }
+        for (uint32_t most = head.entries - 1u; most != 0; most >>= 1) {
+            op->code_bits++;
+        }
+    } else {
+        error = htpw_generator_load(model, head.generator, &generator);
+        if (error != HTPW_OK || op->code_bits == 0) {
+            return HTPW_ERR_SOURCE;
+        }
+        dz = generator.dz;
+        op->code_bits = (uint8_t)(2u + 2u * op->code_bits);
+    }
+    const uint64_t bits = (uint64_t)tiles * dz * op->code_bits; /* up to 2^35 */
+    if (bits > UINT64_C(8) * (model->codes.length - cursor->codes)) {
         return HTPW_ERR_DATA;
     }
-    op->layer = cursor->layer++;
-    op->cache_offset = cursor->cache;
-    const uint32_t bytes = htpw_layout_bytes(htpw_op_layout(cursor->rule, op), op->out.c, op->products);
+    const uint32_t bytes = (uint32_t)((bits + 7u) / 8u); /* of a section: values and bits below 2^30 */
+    op->code_count = tiles * dz;
+    op->codes = htpw_take(model->codes, &cursor->codes, bytes);
+    return op->codes != NULL ? htpw_pack_part(model, cursor, HTPW_PART_CODE, bytes, &op->codes) : HTPW_ERR_DATA;
+}
+
+/* The weights of a linear operator: where they are stored, or the codes that make them, and their place in the cache. */
+static int htpw_decode_weights(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
+    const uint32_t bits = htpw_stored_bits(op->source);
+    if (bits != 0) {
+        const int error = htpw_decode_stored(model, cursor, bits, op);
+        if (error != HTPW_OK) {
+            return error;
+        }
+    } else if (cursor->walk == HTPW_WALK_SYNTHESIS) {
+        const int error = htpw_decode_codes(model, cursor, op);
+        if (error != HTPW_OK) {
+            return error;
+        }
+    }
+    op->is_cached = bits != 8 && !(bits == 4 && op->is_narrow);
+    if (!op->is_cached) {
+        return HTPW_OK;
+    }
+    const uint32_t bytes = htpw_kernel_bytes(cursor->rule, op);
+    if (cursor->layer >= HTPW_CACHED_MAX) {
+        return HTPW_ERR_SOURCE;
+    }
     if (bytes > HTPW_CACHE_MAX - cursor->cache) { /* a hostile image: blocks of the layout filled up with zeros */
         return HTPW_ERR_CACHE;
     }
+    op->layer = cursor->layer++;
+    op->cache_offset = cursor->cache;
     cursor->cache += htpw_round16(bytes);
     return HTPW_OK;
 }
@@ -237,6 +311,7 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
         return HTPW_ERR_DATA;
     }
     htpw_zero(op, sizeof *op);
+    op->index = cursor->index;
     op->kind = model->ops.data[cursor->ops];
     const uint32_t bytes = htpw_record_bytes(op->kind);
     if (bytes == 0) {
@@ -293,8 +368,15 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     g->out_c = op->out.c;
     op->out.written = 1;
     cursor->slot[op->slot_out] = op->out;
+    error = htpw_pack_step(model, cursor, op);
     cursor->index++;
-    return 1;
+    return error == HTPW_OK ? 1 : error;
+}
+
+/* The CMSIS-NN multiplier of channel i. */
+static uint32_t htpw_quant_multiplier(const struct htpw_quant_view *q, uint32_t i) {
+    const uint8_t *p = q->multipliers + htpw_multiplier_bytes[q->form] * i;
+    return q->form == 0 ? (uint32_t)htpw_load_u16(p) << 16 : q->form == 1 ? (256u + *p) << 22 : htpw_load_u32(p);
 }
 
 int htpw_quant_check(const struct htpw_op *op) {
@@ -302,7 +384,7 @@ int htpw_quant_check(const struct htpw_op *op) {
     int32_t shift_max = -31;
     for (uint32_t i = 0; i < q->count; i++) {
         const int32_t shift = q->shift_base + (int32_t)htpw_bits_unsigned(q->shifts, i, q->shift_bits);
-        if (htpw_load_u16(q->multipliers + 2u * i) > 32767 || shift < -31 || shift > 30) {
+        if (htpw_quant_multiplier(q, i) > INT32_MAX || shift < -31 || shift > 30) {
             return HTPW_ERR_RANGE;
         }
         shift_max = shift > shift_max ? shift : shift_max;
@@ -324,11 +406,6 @@ int htpw_quant_check(const struct htpw_op *op) {
                : HTPW_ERR_DATA;
 }
 
-const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    const int is_matrix = op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
-    return is_matrix ? &rule->layout : &htpw_backend_rule(HTPW_BACKEND_PORTABLE)->layout;
-}
-
 uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
     const uint32_t kernel = op->kind == HTPW_OP_DEPTHWISE
                                 ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
@@ -338,7 +415,7 @@ uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw
 
 void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out) {
     for (uint32_t i = 0; i < q->count; i++) {
-        *out++ = (int32_t)htpw_load_u16(q->multipliers + 2u * i) << 16;
+        *out++ = (int32_t)htpw_quant_multiplier(q, i);
     }
     for (uint32_t i = 0; i < q->count; i++) {
         *out++ = q->shift_base + (int32_t)htpw_bits_unsigned(q->shifts, i, q->shift_bits);

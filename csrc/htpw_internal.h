@@ -16,14 +16,24 @@
     X(DEPTHWISE, 2, 24)                                                                                                \
     X(CONV1X1, 3, 12)                                                                                                  \
     X(FC, 4, 12)                                                                                                       \
-    X(ADD, 5, 16)                                                                                                      \
+    X(ADD, 5, 22)                                                                                                      \
     X(AVGPOOL, 6, 18)                                                                                                  \
     X(MAXPOOL, 7, 18)
 
-/* Weight sources, stored or heads: name, id in the image, whether the kernel is generated (docs/SPEC.md 5). */
-#define HTPW_SOURCES(X)                                                                                                \
-    X(STORED8, 0, 0)                                                                                                   \
-    X(TILED, 5, 1)
+/* Stored kernels: name, id in the image, bits of a weight (docs/SPEC.md 5). */
+#define HTPW_STORED(X)                                                                                                 \
+    X(STORED8, 0, 8)                                                                                                   \
+    X(STORED4, 1, 4)                                                                                                   \
+    X(STORED2, 2, 2)
+
+/* Heads: name, id in the image, the function in htpw_heads.c that reads an entry of HEAD (docs/SPEC.md 4.6). How to add one:
+ * docs/adding-a-head.md. */
+#define HTPW_HEADS(X)                                                                                                  \
+    X(DENSE, 3, htpw_read_dense)                                                                                       \
+    X(FACTORISED, 4, htpw_read_factorised)                                                                             \
+    X(TILED, 5, htpw_read_tiled)                                                                                       \
+    X(SEEDED, 6, htpw_read_seeded)                                                                                     \
+    X(CODEBOOK, 7, htpw_read_codebook)
 
 enum htpw_operator {
 #define HTPW_OPERATOR_ENUM(name, id, bytes) HTPW_OP_##name = (id),
@@ -32,8 +42,8 @@ enum htpw_operator {
 };
 
 enum htpw_source {
-#define HTPW_SOURCE_ENUM(name, id, generated) HTPW_SOURCE_##name = (id),
-    HTPW_SOURCES(HTPW_SOURCE_ENUM)
+#define HTPW_SOURCE_ENUM(name, id, more) HTPW_SOURCE_##name = (id),
+    HTPW_STORED(HTPW_SOURCE_ENUM) HTPW_HEADS(HTPW_SOURCE_ENUM)
 #undef HTPW_SOURCE_ENUM
 };
 
@@ -47,9 +57,48 @@ struct htpw_tensor {
     uint8_t written; /* 0: the slot holds nothing yet */
 };
 
+/* Limits of docs/SPEC.md 4.5, 4.6. */
+enum {
+    HTPW_GENERATORS_MAX = 8,
+    HTPW_GENERATOR_LAYERS_MAX = 3,
+    HTPW_HEADS_MAX = 64,
+    HTPW_WIDTH_MAX = 1024, /* of codes and of what runs between the layers */
+    HTPW_ENTRIES_MAX = 256,
+    HTPW_OWN = 255 /* a matrix or table that the entry holds itself */
+};
+
+/* A layer of a generator or a part of a head: where its values lie in the image. */
+struct htpw_matrix {
+    const uint8_t *weights, *biases; /* packed, rows x cols and rows */
+    uint32_t seed;                   /* not 0: the weights are drawn from it */
+    uint16_t rows, cols, multiplier; /* the multiplier's upper 16 bits of 32 */
+    uint8_t weight_bits, bias_bits;
+    int8_t shift;
+};
+
+struct htpw_generator {
+    uint16_t dz, width; /* width: of what it makes */
+    uint8_t layers;
+    struct htpw_matrix layer[HTPW_GENERATOR_LAYERS_MAX];
+};
+
+/* What makes kernels out of codes. Read by one function per kind; synthesis knows no kinds. */
+struct htpw_head {
+    uint8_t kind, generator;
+    uint8_t shared[2];           /* stages held by an earlier head, or HTPW_OWN */
+    uint8_t stages;              /* matrices behind the generator; 0: the table holds weights */
+    struct htpw_matrix stage[2]; /* in the order in which they run */
+    uint32_t tile;               /* weights made of one code */
+    uint8_t is_whole;            /* one code makes a kernel, of exactly `tile` weights */
+    uint8_t entry_bits;          /* of a value in `table` */
+    uint16_t entries;            /* operators hold ids of so many entries; 0: they hold codes */
+    const uint8_t *table;        /* codes (entries, dz), or with 0 stages weights (entries, tile) */
+};
+
 /* Requantisation metadata of a linear operator, still packed in QUAN. */
 struct htpw_quant_view {
     const uint8_t *multipliers, *shifts, *biases;
+    uint8_t form;      /* of the multipliers: docs/SPEC.md 4.3 */
     uint32_t count;    /* multipliers and shifts: 1 if per-tensor, else channels */
     uint32_t channels; /* biases */
     int8_t shift_base;
@@ -58,27 +107,35 @@ struct htpw_quant_view {
 
 struct htpw_op {
     uint8_t kind, slot_in, slot_in2, slot_out;
+    uint32_t index; /* in the image */
     struct htpw_tensor in, out;
     int8_t act_min, act_max;
     struct htpw_window window;        /* conv, depthwise, pools */
     struct htpw_elementwise add;      /* add */
     /* conv, depthwise, conv1x1, fc: */
-    uint8_t source;                   /* enum htpw_source */
-    uint8_t head;                     /* generated only */
+    uint8_t source, head;             /* enum htpw_source; index in HEAD */
+    uint8_t is_cached, is_narrow;     /* docs/SPEC.md 5 */
+    uint8_t code_bits;                /* of a code, or of an id */
+    uint8_t weight_bits;              /* stored: 8, 4 or 2 */
     struct htpw_quant_view quant;
     uint32_t weight_count;            /* elements of the kernel */
     uint32_t products;                /* products in one sum */
-    const int8_t *weights;            /* stored8: in WGHT; NULL if generated */
-    const uint8_t *codes;             /* generated: packed, in CODE */
-    uint32_t layer, cache_offset;     /* generated: number among generated operators, place in the cache */
+    const uint8_t *weights;           /* stored: in WGHT; else NULL */
+    const uint8_t *codes;             /* heads, in a walk for synthesis: in CODE or in the code pack */
+    uint32_t code_count;              /* values in `codes` */
+    uint32_t layer, cache_offset;     /* cached: number among cached kernels, place in the cache */
 };
+
+/* Why an image is walked: running must not read heads and codes, which may be gone by then. */
+enum htpw_walk { HTPW_WALK_RUN, HTPW_WALK_SYNTHESIS };
 
 /* Where a walk over the operators stands. */
 struct htpw_cursor {
     const struct htpw_backend_rule *rule;
-    uint32_t ops, quant, weights, codes; /* bytes consumed of each section */
-    uint32_t index;                      /* operators decoded */
-    uint32_t layer, cache;               /* generated operators and cache bytes so far */
+    enum htpw_walk walk;
+    uint32_t ops, quant, weights, codes, pack; /* bytes consumed of each section */
+    uint32_t index;                            /* operators decoded */
+    uint32_t layer, cache;                     /* cached operators and cache bytes so far */
     struct htpw_tensor slot[HTPW_SLOTS];
 };
 
@@ -106,13 +163,16 @@ static inline uint32_t htpw_tensor_size(const struct htpw_tensor *t) {
     return (uint32_t)t->h * (uint32_t)t->w * (uint32_t)t->c;
 }
 
-/* Starts a walk: puts the input tensor into slot 0. `rule` says how generated kernels lie in the cache. Errors: DATA, SHAPE. */
-int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_rule *rule,
+/* Starts a walk: puts the input tensor into slot 0. `rule` says how cached kernels lie in the cache. Errors: DATA, SHAPE. */
+int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,
                       struct htpw_cursor *cursor);
 
 /* Decodes the next operator and checks everything that does not need a look at its metadata or weights.
  * Returns 1 and fills `op`, 0 after the last operator, or an error. */
 int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op);
+
+/* Walks every operator of a model with all checks: its sizes into `model`, if all is well. Errors: any of an image's. */
+int htpw_operators_check(struct htpw_model *model);
 
 /* Checks the values of an operator's metadata and the bound of SPEC section 7. Errors: RANGE, OVERFLOW, DATA. */
 int htpw_quant_check(const struct htpw_op *op);
@@ -120,18 +180,36 @@ int htpw_quant_check(const struct htpw_op *op);
 /* Unpacks an operator's metadata into `out`: multipliers[count], shifts[count], biases[channels]. */
 void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out);
 
-/* Parses GENR and HEAD into the model. Errors: SOURCE, RANGE, OVERFLOW, DATA. */
-int htpw_generator_open(struct htpw_model *model, struct htpw_span generator, struct htpw_span heads);
+enum { HTPW_PART_CODE, HTPW_PART_QUAN }; /* of a code pack's entry: docs/SPEC.md 10 */
+
+/* The entry of the applied code pack for a part of the operator that is being decoded takes the place of
+ * *data, if there is one. `length` is that of the part in the image; the pack must have the same: PACK. */
+int htpw_pack_part(const struct htpw_model *model, struct htpw_cursor *cursor, uint32_t part, uint32_t length,
+                   const uint8_t **data);
+
+/* Steps over the pack's entries of an operator that has been decoded. Errors: PACK, if one is not a part of it. */
+int htpw_pack_step(const struct htpw_model *model, struct htpw_cursor *cursor, const struct htpw_op *op);
+
+/* Checks GENR and HEAD wholly, and counts the heads. Errors: SOURCE, SHAPE, RANGE, OVERFLOW, DATA. */
+int htpw_heads_check(struct htpw_model *model);
+
+/* Reads generator or head number `index`; of a checked model they cannot fail but for an index out of range: SOURCE. */
+int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct htpw_generator *generator);
+int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head);
+
+/* n signed values of a stream of `bits` <= 8 each, from value `first` on; first * bits < 2^32. */
+void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to);
 
 /* Bytes of 4-byte aligned scratch that synthesis needs with a backend; the same function lays it out. */
 uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend);
 
-/* Synthesises the kernel of a generated operator into its place in the cache, in the layout htpw_op_layout gives. */
+/* Makes the kernel of a cached operator, decoded by a walk for synthesis, into htpw_kernel_bytes at `kernel`. */
 void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
-                       uint8_t *scratch, uint8_t *cache);
+                       uint8_t *scratch, uint8_t *kernel);
 
-/* How a generated kernel lies in the cache: the backend's layout for matrices, row-major for other kernels. */
-const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *rule, const struct htpw_op *op);
+/* How a cached kernel lies in memory: its bytes, its weights back in row-major order. */
+uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct htpw_op *op);
+void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w);
 
 /* Scratch bytes that an operator needs when it runs: its unpacked metadata, then what the backend wants. The metadata
  * part is htpw_op_quant_bytes. */
@@ -139,6 +217,17 @@ uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw
 static inline uint32_t htpw_op_quant_bytes(const struct htpw_op *op) {
     return htpw_round16(4u * (2u * op->quant.count + op->quant.channels));
 }
+
+/* htpw_plan_memory; a walk for running reads neither generators, heads nor codes, and leaves synthesis out. */
+int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, struct htpw_plan *plan);
+
+/* Checks what every kind of binding needs, plans, and fills the context but for its kernels. */
+int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
+                     enum htpw_walk walk, struct htpw_plan *plan);
+
+/* Walks to cached operator `layer`. Errors: ARGUMENT if there is none. */
+int htpw_cached_op(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,
+                   uint32_t layer, struct htpw_op *op);
 
 /* 1 if the unused high bits of the last byte of a packed array are 0. */
 int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits);

@@ -83,11 +83,24 @@ static int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_s
     return htpw_round16(end) == total && htpw_is_zero(image + end, total - end) ? HTPW_OK : HTPW_ERR_SECTION;
 }
 
-/* Walks all operators: validates each, and sums up the memory they need. */
-static int htpw_open_operators(struct htpw_model *model) {
+/* Codes end in zeros; every id is one of an entry. */
+static int htpw_codes_check(const struct htpw_model *model, const struct htpw_op *op) {
+    struct htpw_head head;
+    int error = htpw_head_load(model, op->head, &head);
+    if (error == HTPW_OK && !htpw_bits_tail_is_zero(op->codes, op->code_count, op->code_bits)) {
+        error = HTPW_ERR_DATA;
+    }
+    for (uint32_t i = 0; error == HTPW_OK && head.entries != 0 && i < op->code_count; i++) {
+        error = htpw_bits_unsigned(op->codes, i, op->code_bits) < head.entries ? HTPW_OK : HTPW_ERR_RANGE;
+    }
+    return error;
+}
+
+int htpw_operators_check(struct htpw_model *model) {
     struct htpw_cursor cursor;
     struct htpw_op op;
-    int result = htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), &cursor);
+    int result =
+        htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), HTPW_WALK_SYNTHESIS, &cursor);
     if (result != HTPW_OK) {
         return result;
     }
@@ -99,16 +112,14 @@ static int htpw_open_operators(struct htpw_model *model) {
             model->slot_bytes[op.slot_out] = out_bytes;
         }
         if (op.weight_count != 0) { /* a linear operator */
-            const int error = htpw_quant_check(&op);
+            int error = htpw_quant_check(&op);
+            if (error == HTPW_OK && op.codes != NULL) {
+                error = htpw_codes_check(model, &op);
+            } else if (error == HTPW_OK && !htpw_bits_tail_is_zero(op.weights, op.weight_count, op.weight_bits)) {
+                error = HTPW_ERR_DATA;
+            }
             if (error != HTPW_OK) {
                 return error;
-            }
-            if (op.codes != NULL) {
-                const uint32_t tile = model->head[op.head].rows;
-                const uint32_t codes = (op.weight_count + tile - 1u) / tile * model->dz;
-                if (!htpw_bits_tail_is_zero(op.codes, codes, model->code_bits)) {
-                    return HTPW_ERR_DATA;
-                }
             }
         }
     }
@@ -122,8 +133,11 @@ static int htpw_open_operators(struct htpw_model *model) {
         cursor.weights != model->weights.length || cursor.codes != model->codes.length) {
         return HTPW_ERR_DATA;
     }
+    if (cursor.pack != model->pack.length) {
+        return HTPW_ERR_PACK; /* an entry out of order, or of no operator or part */
+    }
     model->output_bytes = htpw_tensor_size(&op.out);
-    model->generated_count = (uint16_t)cursor.layer;
+    model->cached_count = (uint16_t)cursor.layer;
     return HTPW_OK;
 }
 
@@ -150,15 +164,19 @@ int htpw_model_open(struct htpw_model *model, const void *image, size_t length) 
         model->quant = sections[HTPW_QUAN];
         model->weights = sections[HTPW_WGHT];
         model->codes = sections[HTPW_CODE];
+        model->generators = sections[HTPW_GENR];
+        model->heads = sections[HTPW_HEAD];
+        model->image = (const uint8_t *)image;
+        model->image_bytes = (uint32_t)length; /* as its header says */
         if (model->ops.length < 8 || model->ops.data[7] == 0) {
             error = HTPW_ERR_DATA;
         } else {
             model->operator_count = model->ops.data[7];
-            error = htpw_generator_open(model, sections[HTPW_GENR], sections[HTPW_HEAD]);
+            error = htpw_heads_check(model);
         }
     }
     if (error == HTPW_OK) {
-        error = htpw_open_operators(model);
+        error = htpw_operators_check(model);
     }
     if (error != HTPW_OK) {
         htpw_zero(model, sizeof *model);
@@ -166,7 +184,7 @@ int htpw_model_open(struct htpw_model *model, const void *image, size_t length) 
     return error;
 }
 
-int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_plan *plan) {
+int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend_rule *rule = htpw_backend_rule(backend);
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -176,40 +194,59 @@ int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_pl
     if (rule == NULL) {
         return HTPW_ERR_BACKEND;
     }
-    uint32_t scratch = model->generated_count != 0 ? htpw_synth_scratch(model, backend) : 0u;
-    int result = htpw_cursor_start(model, rule, &cursor);
+    uint32_t scratch = 0, kernel = 0, slots = 0;
+    int result = htpw_cursor_start(model, rule, HTPW_WALK_RUN, &cursor);
     while (result >= 0 && (result = htpw_cursor_next(model, &cursor, &op)) > 0) {
         const uint32_t bytes = htpw_op_scratch(rule, &op);
         scratch = bytes > scratch ? bytes : scratch;
+        if (op.is_cached) {
+            const uint32_t size = htpw_round16(htpw_kernel_bytes(rule, &op));
+            kernel = size > kernel ? size : kernel;
+        }
     }
     if (result < 0) {
         return result;
     }
-    plan->arena_bytes = scratch;
     for (int i = 1; i < HTPW_SLOTS; i++) {
-        plan->arena_bytes += model->slot_bytes[i];
+        slots += model->slot_bytes[i];
     }
+    const uint32_t synthesis =
+        walk == HTPW_WALK_SYNTHESIS && cursor.layer != 0 ? htpw_synth_scratch(model, backend) : 0u;
+    plan->installed_arena_bytes = slots + scratch;
+    plan->arena_bytes = slots + (synthesis > scratch ? synthesis : scratch);
+    plan->streamed_arena_bytes =
+        kernel + synthesis > plan->installed_arena_bytes ? kernel + synthesis : plan->installed_arena_bytes;
     plan->cache_bytes = cursor.cache;
     plan->input_bytes = model->input_bytes;
     plan->output_bytes = model->output_bytes;
     return HTPW_OK;
 }
 
-int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info) {
+int htpw_plan_memory(const struct htpw_model *model, int backend, struct htpw_plan *plan) {
+    return htpw_plan(model, backend, HTPW_WALK_SYNTHESIS, plan);
+}
+
+int htpw_cached_op(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,
+                   uint32_t layer, struct htpw_op *op) {
     struct htpw_cursor cursor;
-    struct htpw_op op;
-    if (model == NULL || info == NULL || layer >= model->generated_count ||
-        htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), &cursor) < 0) {
-        return HTPW_ERR_ARGUMENT;
-    }
-    while (htpw_cursor_next(model, &cursor, &op) > 0) {
-        if (op.codes != NULL && op.layer == layer) {
-            info->op = cursor.index - 1u;
-            info->bytes = op.weight_count;
+    int result = htpw_cursor_start(model, rule, walk, &cursor);
+    while (result >= 0 && (result = htpw_cursor_next(model, &cursor, op)) > 0) {
+        if (op->is_cached && op->layer == layer) {
             return HTPW_OK;
         }
     }
     return HTPW_ERR_ARGUMENT;
+}
+
+int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info) {
+    struct htpw_op op;
+    if (model == NULL || info == NULL ||
+        htpw_cached_op(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), HTPW_WALK_RUN, layer, &op) != HTPW_OK) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    info->op = op.index;
+    info->bytes = op.weight_count;
+    return HTPW_OK;
 }
 
 size_t htpw_sizeof_model(void) { return sizeof(struct htpw_model); }

@@ -15,12 +15,12 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-HEADERS = ("htpw.h", "kernels/htpw_kernels.h", "backends/htpw_backend.h")
+HEADERS = ("htpw.h", "kernels/htpw_kernels.h", "backends/htpw_backend.h", "ports/htpw_fake_flash.h")
 
 
 def sources() -> list[str]:
     """All C files of the library, relative to the project root."""
-    return sorted(str(p.relative_to(ROOT)) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in CSRC.glob(pattern))
+    return sorted(str(p.relative_to(ROOT)) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in CSRC.glob(pattern))
 
 
 def compiler() -> list[str]:

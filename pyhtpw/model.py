@@ -11,24 +11,32 @@ import numpy as np
 from pyhtpw import _native
 from pyhtpw._native import ffi, lib
 from pyhtpw.errors import ConfigError, ImageError
+from pyhtpw.flash import Flash
 from pyhtpw.image.reader import Parsed, parse
 
-SCHEDULES = {"boot": 0, "lazy": 1}  # enum htpw_schedule
+SCHEDULES = {"boot": 0, "lazy": 1}  # enum htpw_schedule: kernels in SRAM
+FLASH_SCHEDULES = {"streamed": 2, "installed": 3}  # kernels in flash
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory that a device needs for a model, bytes, exact (htpw_plan_memory)."""
+    """Memory that a device needs for a model, bytes, exact (struct htpw_plan).
+
+    `arena` and `cache` with the kernels in SRAM; with the kernels in flash, where they take `cache` bytes, `streamed_arena` or
+    `installed_arena` alone.
+    """
 
     arena: int
     cache: int
     input: int
     output: int
+    streamed_arena: int
+    installed_arena: int
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A generated kernel: index of its operator, bytes of its row-major int8 weights."""
+    """A cached kernel: index of its operator, bytes of its row-major int8 weights."""
 
     op: int
     bytes: int
@@ -45,6 +53,8 @@ class Image:
         The image. It is copied once, to an aligned buffer.
     name : str
         What to call it in error messages.
+    codes : bytes, optional
+        A code pack to apply (docs/SPEC.md section 10).
 
     Raises
     ------
@@ -52,7 +62,7 @@ class Image:
         Of the subclass that belongs to the C library's error code.
     """
 
-    def __init__(self, data: bytes, name: str = "image") -> None:
+    def __init__(self, data: bytes, name: str = "image", codes: bytes | None = None) -> None:
         self.name = name
         self.data = bytes(data)
         self._buffer = _native.aligned(len(data))
@@ -61,6 +71,12 @@ class Image:
         _native.check(
             lib.htpw_model_open(self._model, ffi.cast("void *", self._buffer.ctypes.data), len(data)), name
         )
+        if codes is not None:
+            self._codes = _native.aligned(len(codes))
+            self._codes[: len(codes)] = np.frombuffer(codes, np.uint8)
+            pack = ffi.cast("void *", self._codes.ctypes.data)
+            _native.check(lib.htpw_codes_apply(self._model, pack, len(codes)), f"{name}: code pack")
+        self._plans: dict[int, Plan] = {}
         self.plan = self.plan_for()
         self.parsed: Parsed = parse(self.data, name)
         self._local = threading.local()
@@ -76,15 +92,31 @@ class Image:
 
     def plan_for(self, backend: str | None = None) -> Plan:
         """Memory needs with a backend, which need not be one of this machine: "armv7em_dsp" plans for a Cortex-M4."""
+        number = _native.backend_id(backend)
+        if number in self._plans:
+            return self._plans[number]
         plan = ffi.new("struct htpw_plan *")
-        _native.check(lib.htpw_plan_memory(self._model, _native.backend_id(backend), plan), self.name)
-        return Plan(plan.arena_bytes, plan.cache_bytes, plan.input_bytes, plan.output_bytes)
+        _native.check(lib.htpw_plan_memory(self._model, number, plan), self.name)
+        self._plans[number] = Plan(
+            plan.arena_bytes,
+            plan.cache_bytes,
+            plan.input_bytes,
+            plan.output_bytes,
+            plan.streamed_arena_bytes,
+            plan.installed_arena_bytes,
+        )
+        return self._plans[number]
 
     @property
-    def generated(self) -> list[Kernel]:
-        """The generated kernels, in operator order."""
+    def codes_number(self) -> int:
+        """Number of the applied code pack, 0 if none is."""
+        return self._model.pack_number
+
+    @property
+    def cached(self) -> list[Kernel]:
+        """The cached kernels (generated ones, and those unpacked from 4 or 2 bits), in operator order."""
         info, out = ffi.new("struct htpw_kernel_info *"), []
-        for layer in range(self._model.generated_count):
+        for layer in range(self._model.cached_count):
             _native.check(lib.htpw_kernel_info(self._model, layer, info), self.name)
             out.append(Kernel(info.op, info.bytes))
         return out
@@ -93,6 +125,13 @@ class Image:
         """A context with memory of its own. `schedule` is "boot" or "lazy", `backend` a name or None for the best here."""
         return Context(self, schedule, backend)
 
+    def bind_flash(self, flash: Flash, schedule: str = "streamed", backend: str | None = None) -> "Context":
+        """A context whose kernels are in `flash`: "streamed" writes what is not there, "installed" only verifies.
+
+        Raises the ImageError of htpw_bind_flash: no room, a failing flash, or (installed) a store that is not right.
+        """
+        return Context(self, schedule, backend, flash)
+
     def _context(self, backend: str | None) -> "Context":
         contexts = self._local.__dict__.setdefault("contexts", {})
         if backend not in contexts:
@@ -100,7 +139,7 @@ class Image:
         return contexts[backend]
 
     def kernels(self, backend: str | None = None) -> dict[int, np.ndarray]:
-        """Operator index -> int8 bytes (row-major) of every generated kernel, synthesised by the C library."""
+        """Operator index -> int8 bytes (row-major) of every cached kernel, synthesised by the C library."""
         return self.bind(backend=backend).kernels()
 
     def quantise(self, windows: np.ndarray) -> np.ndarray:
@@ -137,38 +176,39 @@ class Image:
 class Context:
     """An image bound to memory of its own and a backend; one thread at a time (struct htpw_context).
 
-    `arena` and `cache` are uint8 buffers of exactly `plan`'s size; the cache is in the backend's layout.
+    `arena` and `cache` are uint8 buffers of exactly `plan`'s size; the cache is in the backend's layout. With kernels in flash
+    `cache` is None.
     """
 
-    def __init__(self, image: Image, schedule: str = "boot", backend: str | None = None) -> None:
-        if schedule not in SCHEDULES:
-            raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
-        self.image, self.plan = image, image.plan_for(backend)
-        self.arena = _native.aligned(self.plan.arena)
-        self.cache = _native.aligned(self.plan.cache)
+    def __init__(
+        self, image: Image, schedule: str = "boot", backend: str | None = None, flash: Flash | None = None
+    ) -> None:
+        known = SCHEDULES if flash is None else FLASH_SCHEDULES
+        if schedule not in known:
+            raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(known)}")
+        self.image, self.plan, self.flash = image, image.plan_for(backend), flash
         self._context = ffi.new("struct htpw_context *")
-        _native.check(
-            lib.htpw_bind(
-                self._context,
-                image._model,
-                _native.backend_id(backend),
-                ffi.cast("void *", self.arena.ctypes.data),
-                self.plan.arena,
-                ffi.cast("void *", self.cache.ctypes.data),
-                self.plan.cache,
-                SCHEDULES[schedule],
-            ),
-            f"{image.name}: backend {backend or 'best'}",
-        )
+        common = self._context, image._model, _native.backend_id(backend)
+        arena = self.plan.arena if flash is None else getattr(self.plan, f"{schedule}_arena")
+        self.arena = _native.aligned(arena)
+        memory = ffi.cast("void *", self.arena.ctypes.data), arena
+        self.cache = None
+        if flash is None:
+            self.cache = _native.aligned(self.plan.cache)
+            cache = ffi.cast("void *", self.cache.ctypes.data), self.plan.cache
+            code = lib.htpw_bind(*common, *memory, *cache, known[schedule])
+        else:
+            code = lib.htpw_bind_flash(*common, *memory, flash.c, known[schedule])
+        _native.check(code, f"{image.name}: backend {backend or 'best'}")
 
     def synthesise(self, layer: int) -> np.ndarray:
-        """Synthesises generated kernel `layer` again and returns its row-major int8 bytes."""
-        _native.check(lib.htpw_synth_layer(self._context, layer), f"{self.image.name}: generated kernel {layer}")
+        """Synthesises cached kernel `layer` again and returns its row-major int8 bytes."""
+        _native.check(lib.htpw_synth_layer(self._context, layer), f"{self.image.name}: cached kernel {layer}")
         return self.kernel(layer)
 
     def kernel(self, layer: int) -> np.ndarray:
-        """Row-major int8 bytes of generated kernel `layer`, out of the cache (synthesised first if it is not there)."""
-        what = f"{self.image.name}: generated kernel {layer}"
+        """Row-major int8 bytes of cached kernel `layer`, out of the cache (synthesised first if it is not there)."""
+        what = f"{self.image.name}: cached kernel {layer}"
         info = ffi.new("struct htpw_kernel_info *")
         _native.check(lib.htpw_kernel_info(self.image._model, layer, info), what)
         out = np.empty(info.bytes, np.int8)
@@ -176,8 +216,8 @@ class Context:
         return out
 
     def kernels(self) -> dict[int, np.ndarray]:
-        """Operator index -> row-major int8 bytes of every generated kernel."""
-        return {k.op: self.kernel(layer) for layer, k in enumerate(self.image.generated)}
+        """Operator index -> row-major int8 bytes of every cached kernel."""
+        return {k.op: self.kernel(layer) for layer, k in enumerate(self.image.cached)}
 
     def run(self, window: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong."""

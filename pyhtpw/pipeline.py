@@ -232,7 +232,7 @@ def _test_notes(data: Dataset) -> list[str]:
 
 
 def _network(graph: Graph) -> dict[str, Any]:
-    shapes, spec = graph.shapes(), graph.generator
+    shapes = graph.shapes()
     return {
         "name": graph.name,
         "parameters": graph.parameter_count(),
@@ -245,14 +245,12 @@ def _network(graph: Graph) -> dict[str, Any]:
                 "cout": node.cout,
                 "kernel": node.kernel,
                 "stride": node.stride,
-                "head": node.head,
+                "head": node.head.text(),
                 "shape": list(shapes[node.name]),
             }
             for node in graph.nodes
         ],
-        "generator": None
-        if spec is None
-        else {"dz": spec.dz, "hidden": list(spec.hidden), "tile": spec.tile, "code_bits": spec.code_bits},
+        "generator": {head.name: f"{head.spec}, {', '.join(head.nodes)}" for head in graph.plan.heads} or None,
     }
 
 

@@ -81,8 +81,8 @@ def _linear(operator: Operator, w: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Run a conv, depthwise, conv1x1 or fc."""
     linear = operator.linear
     cout = operator.output_shape[2]
-    # The stored multiplier is the upper half of the Q31 one; one pair may serve all channels.
-    multiplier = np.broadcast_to(linear.multiplier << 16, cout)
+    # One pair may serve all channels.
+    multiplier = np.broadcast_to(linear.multiplier, cout)
     shift = np.broadcast_to(linear.shift, cout)
     keywords = {
         "input_offset": -operator.zero_points[0],
@@ -115,14 +115,14 @@ def _plain(operator: Operator, x: np.ndarray, second: np.ndarray | None = None) 
             x,
             second,
             input1_offset=-operator.zero_points[0],
-            input1_mult=scalars.multipliers[0] << 16,
+            input1_mult=scalars.multipliers[0],
             input1_shift=scalars.shifts[0],
             input2_offset=-operator.zero_points[1],
-            input2_mult=scalars.multipliers[1] << 16,
+            input2_mult=scalars.multipliers[1],
             input2_shift=scalars.shifts[1],
             left_shift=scalars.left_shift,
             out_offset=operator.zero_point,
-            out_mult=scalars.out_multiplier << 16,
+            out_mult=scalars.out_multiplier,
             out_shift=scalars.out_shift,
             **clamp,
         )

@@ -1,21 +1,22 @@
-"""Weights from codes: the generator and its heads, all tiles of an operator at once.
+"""The weights of operators: stored ones as they are, others from their codes.
 
-Source: section 5 of the specification.
+How a head makes weights is told in ``heads``; here they are put into a kernel.
+
+Source: sections 1 and 5 of the specification.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
-from .image import Generator, Head, Model
-from .kernels import requantise
-
-HIDDEN_MAX = 127
-WEIGHT_MAX = 127
+from .heads import NARROW_MAX, WEIGHT_MAX
+from .image import Model, Operator
 
 
 def kernels(model: Model) -> dict[int, np.ndarray]:
-    """Generate the weights of every operator that has codes.
+    """Make the weights of every cached operator.
 
     Parameters
     ----------
@@ -24,13 +25,14 @@ def kernels(model: Model) -> dict[int, np.ndarray]:
     Returns
     -------
     dict of int to ndarray of int8
-        Operator index to weights in the shape of section 1 of the specification, in [-127, 127].
-        Operators with stored weights are not in it.
+        Operator index to weights in the shape of section 1 of the specification. Operators whose
+        weights are run as they are stored (stored8, narrow stored4) are not in it. The weights of
+        a narrow kernel are in [-8, 7], one to an element.
     """
     return {
         index: weights(model, index)
         for index, operator in enumerate(model.operators)
-        if operator.linear is not None and operator.linear.codes is not None
+        if operator.linear is not None and operator.linear.cached
     }
 
 
@@ -47,7 +49,8 @@ def weights(model: Model, op_index: int) -> np.ndarray:
     -------
     ndarray of int8
         Shape: conv (Cout, Kh, Kw, Cin/groups), depthwise (Kh, Kw, Cout), conv1x1 and fc
-        (Cout, Cin).
+        (Cout, Cin). Made weights are in [-127, 127], in [-7, 7] if narrow; stored ones, and
+        those of a codebook's stored table, may also be the least value of their width.
 
     Raises
     ------
@@ -56,39 +59,23 @@ def weights(model: Model, op_index: int) -> np.ndarray:
     IndexError
         There is no such operator.
     """
-    linear = model.operators[op_index].linear
+    operator = model.operators[op_index]
+    linear = operator.linear
     if linear is None:
-        raise ValueError(f"operator {op_index} ({model.operators[op_index].kind}) has no weights")
+        raise ValueError(f"operator {op_index} ({operator.kind}) has no weights")
     if linear.weights is not None:
         return linear.weights
-    tiles = generate(linear.codes, model.generator, model.heads[linear.head])
-    count = int(np.prod(linear.weight_shape, dtype=np.int64))
-    return tiles.reshape(-1)[:count].reshape(linear.weight_shape)
+    tiles = linear.head.make(linear.codes, NARROW_MAX if linear.narrow else WEIGHT_MAX)
+    made = tiles.reshape(-1)[: prod(linear.weight_shape)].astype(np.int8)
+    return from_generation_order(operator, made)
 
 
-def generate(codes: np.ndarray, generator: Generator, head: Head) -> np.ndarray:
-    """Run codes through the generator and a head.
+def from_generation_order(operator: Operator, made: np.ndarray) -> np.ndarray:
+    """Put weights, (n,) in the order in which heads make them, into the shape of section 1.
 
-    Parameters
-    ----------
-    codes : ndarray of int32, shape (tiles, dz)
-        In the signed range of ``generator.code_bits``.
-    generator : Generator
-    head : Head
-
-    Returns
-    -------
-    ndarray of int8, shape (tiles, tile)
-        In [-127, 127]. The last tile is complete; the caller cuts it off.
-
-    Notes
-    -----
-    Rounding: ``requantise``, once per hidden value and once per weight.
+    Depthwise kernels are made filter by filter, (Cout, Kh, Kw); all others row by row.
     """
-    y = codes.astype(np.int64)
-    for layer in generator.layers:
-        sums = y @ layer.weights.T.astype(np.int64) + layer.bias
-        scaled = requantise(sums, layer.multiplier << 16, layer.shift)
-        y = np.minimum(np.maximum(scaled, 0), HIDDEN_MAX).astype(np.int64)
-    scaled = requantise(y @ head.weights.T.astype(np.int64), head.multiplier << 16, head.shift)
-    return np.minimum(np.maximum(scaled, -WEIGHT_MAX), WEIGHT_MAX).astype(np.int8)
+    if operator.kind == "depthwise":
+        height, width, cout = operator.linear.weight_shape
+        return made.reshape(cout, height, width).transpose(1, 2, 0)
+    return made.reshape(operator.linear.weight_shape)

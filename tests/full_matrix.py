@@ -166,6 +166,18 @@ def on_board(cpu: str, opt: str) -> str:
     return ", ".join(ran) + ", 0 differ"
 
 
+def backend_off(cpu: str) -> str:
+    """Every golden vector on a program whose backend is switched off."""
+    import test_backends_off
+
+    from pyhtpw.errors import MissingToolError
+
+    try:
+        return f"{test_backends_off.check(cpu)} cases, 0 differ"
+    except MissingToolError as error:
+        raise NotRun(str(error)) from error
+
+
 def rows(deep: bool):
     """(name, function) of every row."""
     data = os.environ.get("HTPW_DATA")
@@ -207,6 +219,10 @@ def rows(deep: bool):
     for cpu in BOARDS:
         for opt in ("-Os", "-O3"):
             yield f"QEMU board {cpu} gcc {opt}", lambda p=cpu, o=opt: on_board(p, o)
+    from test_backends_off import OFF
+
+    for cpu, backend in OFF.items():
+        yield f"golden vectors {cpu} -DHTPW_CONFIG_NO_{backend}", lambda p=cpu: backend_off(p)
 
 
 def main() -> int:

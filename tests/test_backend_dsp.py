@@ -104,6 +104,20 @@ def test_sizes(build, rows, in_c):
             assert_equal(build(), backend, own.Call(name, (x, w, *scale, shift), keywords), 1)
 
 
+@pytest.mark.parametrize("per_channel", (False, True))
+@pytest.mark.parametrize("in_c", (*range(4, 37), 63, 64, 65, 66, 67, 71, 72, 129))
+def test_one_row_of_stored_weights(build, in_c, per_channel):
+    """Every way into the unrolled steps, and around them; each clamp; with and without biases."""
+    rng = np.random.default_rng(in_c)
+    for out_c, limits, biased in ((12, (-128, 127), True), (9, (0, 127), True), (8, (-127, 99), False), (4, (-128, 5), True)):
+        x, w = rng.integers(-128, 128, (1, in_c), np.int8), rng.integers(-128, 128, (out_c, in_c), np.int8)
+        bias = rng.integers(-999, 999, out_c, np.int32) if biased else None
+        multiplier, shift = rng.integers(2**30, 2**31, out_c).astype(np.int32), np.full(out_c, -7 - in_c.bit_length() // 2, np.int32)
+        scale = (multiplier, shift) if per_channel else (int(multiplier[0]), int(shift[0]))
+        keywords = {"input_offset": 128, "output_offset": -7, "act_min": limits[0], "act_max": limits[1]}
+        assert_equal(build(), NARROW, own.Call("fully_connected_s8", (x, w, bias, *scale), keywords), 1 + out_c % 3)
+
+
 def test_no_rows(build):
     """The contract allows a product without rows: nothing is written, nothing is read."""
     emulator = build()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pyhtpw import _native
 from pyhtpw._native import ffi, lib
 
 ROOT = Path(__file__).parent.parent
-BACKENDS = ("x86_avx2", "x86_avx512vnni")
+BACKENDS = ("x86_avx2", "x86_avx512vnni", "x86_amx")
 GUARD, PATTERN = 96, 0xA5
 LINEAR = {"conv_s8": "conv", "conv1x1_s8": "conv1x1", "fully_connected_s8": "conv1x1", "depthwise_s8": "depthwise"}
 OTHERS = {"avgpool_s8": "avgpool", "maxpool_s8": "maxpool", "add_s8": "add"}
@@ -199,7 +200,7 @@ def test_equals_reference(backend: int, name: str) -> None:
 # Shapes around every tile, block and step, against the portable C.
 
 PORTABLE = _native.BACKENDS["portable"]
-ROWS, INPUTS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 25), (1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 130)
+ROWS, INPUTS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 25, 35), (1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 130)
 OUTPUTS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 80, 81, 112, 130)
 
 
@@ -233,7 +234,7 @@ def test_tile_edges(backend: int, narrow: bool) -> None:
 def test_extreme_products(backend: int) -> None:
     """The largest sums of either sign: no product or pair of products saturates."""
     for x, w, in_offset in itertools.product((-128, 127), (-128, 127), (-127, 0, 128)):
-        rows, in_c, out_c = 7, 260, 70
+        rows, in_c, out_c = 17, 260, 70
         arrays = np.full((rows, in_c), x, np.int8), np.full((out_c, in_c), w, np.int8)
         scale = np.zeros(out_c, np.int32), np.full(out_c, 0x7FFF << 16, np.int32), np.full(out_c, -16, np.int32)
         call = own.Call("conv1x1_s8", (*arrays, *scale), {"input_offset": in_offset, "output_offset": 0})
@@ -362,7 +363,41 @@ def test_choice() -> None:
     assert ffi.string(lib.htpw_backend_name(0)).decode() == (here[-1] if here else "portable")
 
 
-@pytest.mark.parametrize("off", (("X86_AVX2",), ("X86_AVX512VNNI",), ("X86_AVX2", "X86_AVX512VNNI")))
+REFUSED = """
+import ctypes, sys
+small = ctypes.create_string_buffer(2048)
+class Stack(ctypes.Structure):
+    _fields_ = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+stack = Stack(ctypes.addressof(small), 0, 2048)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+from pyhtpw import _native
+print(*_native.available_backends())
+"""
+
+
+def test_amx_needs_the_permission_of_the_system() -> None:
+    """Linux refuses tiles to a process whose signal stack cannot hold them; then the next best backend runs."""
+    if "x86_amx" not in _native.available_backends():
+        pytest.skip("NOT RUN: x86_amx: this CPU or this build does not have it")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, env=env, check=True)
+    assert "x86_avx512vnni" in done.stdout.split() and "x86_amx" not in done.stdout.split()
+
+
+def test_threads(backend: int) -> None:
+    """Calls of different shapes on several threads at once: tile shapes and sums are each thread's own."""
+    rng = np.random.default_rng(8)
+    calls = [pointwise(rng, rows, in_c, 70, True) for rows, in_c in ((9, 64), (16, 24), (25, 130), (40, 65))]
+    expected = [run(PORTABLE, call) for call in calls]
+
+    def work(i: int) -> bool:
+        return all(run(backend, calls[i], 0, True).tobytes() == expected[i].tobytes() for _ in range(100))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+@pytest.mark.parametrize("off", (("X86_AVX2",), ("X86_AVX512VNNI",), ("X86_AMX",), ("X86_AVX2", "X86_AVX512VNNI", "X86_AMX")))
 def test_switched_off(off: tuple[str, ...], tmp_path: Path) -> None:
     """With HTPW_CONFIG_NO_<BACKEND> the library builds without a warning and without a trace of the backend."""
     compiler, nm = shutil.which("cc"), shutil.which("nm")

@@ -327,7 +327,7 @@ def test_kernels_and_logits_equal_the_host(make, image, windows, cpu, compiler, 
     assert len(np.unique(expected)) > 5, "the test image says nothing"
     with make(cpu, compiler).open(image, "tiny", schedule) as target:
         assert target.plan == host.plan_for(target.backend)
-        assert target.generated == host.generated
+        assert target.cached == host.cached
         assert target.run_batch(windows).tobytes() == expected.tobytes()
         kernels = host.kernels()
         assert len(kernels) == 2 and all(len(np.unique(kernel)) > 10 for kernel in kernels.values())
@@ -342,7 +342,7 @@ def test_kernels_and_logits_equal_the_host(make, image, windows, cpu, compiler, 
 def test_any_network_equals_the_host(make, model, seed, cpu):
     host, windows = Image(write(model)), random_images.inputs(model, 2, seed)
     with make(cpu).open(host.data, count=False) as target:
-        assert target.plan == host.plan_for(target.backend) and target.generated == host.generated
+        assert target.plan == host.plan_for(target.backend) and target.cached == host.cached
         assert target.run_batch(windows).tobytes() == host.run_batch(windows).tobytes()
         kernels = target.kernels()
         assert all(kernels[op].tobytes() == kernel.tobytes() for op, kernel in host.kernels().items())

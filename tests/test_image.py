@@ -74,7 +74,7 @@ def test_schedules_agree_and_memory_is_respected(model, seed, backend):
         assert lib.htpw_bind(context, image._model, _native.backend_id(backend), *memory, schedule) == 0
         out = ffi.cast("int8_t *", start["out"])
         assert lib.htpw_run(context, _native.int8_pointer(x), x.size, out, sizes["out"]) == 0
-        for layer, k in enumerate(image.generated):
+        for layer, k in enumerate(image.cached):
             assert lib.htpw_synth_layer(context, layer) == 0
             made = np.empty(k.bytes, np.int8)
             assert lib.htpw_kernel_read(context, layer, _native.int8_pointer(made), made.size) == 0
@@ -243,7 +243,7 @@ def test_at_most_64_kernels_are_generated(count, valid):
     ops.append(replace(base.ops[-1], inputs=(count,), weights=random_images.Stored(np.ones((3, t.size), np.int8))))
     data = write(replace(base, ops=tuple(ops)))
     if valid:
-        assert len(Image(data).generated) == count == len(synthesis.kernels(reference.read(data)))
+        assert len(Image(data).cached) == count == len(synthesis.kernels(reference.read(data)))
         return
     with pytest.raises(ImageError, match="weight source"):
         Image(data)

@@ -29,14 +29,42 @@ DSP = (
     "smmlar smmul smmulr smuad smulbb smulbt smultb smultt smulwb smulwt ssat16 sxtab sxtab16 sxtah sxtb16 uadd16 umaal usat16 uxtab "
     "uxtab16 uxtah uxtb16 usad8 usada8 smlsld smlsldx smlaldx smlsdx smusd smusdx smuadx smlalbb smlalbt smlaltb smlaltt"
 ).split() + [f"{kind}{op}" for kind in ("s", "u", "q", "sh", "uh", "uq") for op in ("add8", "sub8", "add16", "sub16", "asx", "sax")]
+# Armv8.1-M: what every core has, and what comes with Helium (integers), whose tail predication is the "tp" loops
+V81M = "cinc cinv cneg csel cset csetm csinc csinv csneg clrm dls le wls".split()
+HELIUM = (
+    "asrl lsll lsrl sqrshr sqrshrl sqshl sqshll srshr srshrl uqrshl uqrshll uqshl uqshll urshr urshrl dlstp lctp letp wlstp "
+    "vabav vabd vabs vadc vadci vadd vaddlv vaddlva vaddv vaddva vand vbic vbrsr vcadd vcls vclz vcmp vctp vddup vdup vdwdup veor vhadd "
+    "vhcadd vhsub vidup viwdup vld20 vld21 vld40 vld41 vld42 vld43 vldmia vldmdb vldr vldrb vldrd vldrh vldrw vmax vmaxa vmaxav vmaxv vmin "
+    "vmina vminav vminv vmla vmlas vmov vmovlb vmovlt vmovnb vmovnt vmrs vmsr vmul vmulh vmullb vmullt vmvn vneg vorn vorr vpnot vpop "
+    "vpsel vpst vpt vpush vqabs vqadd vqmovnb vqmovnt vqmovunb vqmovunt vqneg vqrshl vqshl vqshlu vqsub vrev16 vrev32 vrev64 vrhadd "
+    "vrmulh vrshl vrshr vsbc vsbci vshl vshlc vshllb vshllt vshr vsli vsri vst20 vst21 vst40 vst41 vst42 vst43 vstmdb vstmia vstr vstrb "
+    "vstrd vstrh vstrw vsub"
+).split()
+HELIUM += [f"v{kind}{end}" for kind in ("mladav", "mlaldav", "mlsdav", "mlsldav", "rmlaldavh", "rmlsldavh") for end in ("", "a", "x", "ax")]
+HELIUM += [f"v{kind}{end}" for kind in ("mlalv", "mlav", "rmlalvh") for end in ("", "a")]
+HELIUM += [f"vq{r}dm{kind}" for r in ("", "r") for kind in ("ladh", "ladhx", "lah", "lash", "lsdh", "lsdhx", "ulh")]
+HELIUM += ["vqdmullb", "vqdmullt"]
+HELIUM += [f"v{kind}{half}" for kind in ("qrshrn", "qrshrun", "qshrn", "qshrun", "rshrn", "shrn") for half in "bt"]
 ALLOWED = {
     "cortex-m0": set(V6M),
     "cortex-m3": set(V7M),
     "cortex-m4": set(V7M + DSP),
     "cortex-m7": set(V7M + DSP),
     "cortex-m33": set(V7M + DSP),
+    "cortex-m55": set(V7M + DSP + V81M + HELIUM),
+    "cortex-m55-nomve": set(V7M + DSP + V81M),
 }
-ARCHITECTURE = {"cortex-m0": "6S-M", "cortex-m3": "7-M", "cortex-m4": "7E-M", "cortex-m7": "7E-M", "cortex-m33": "8-M.MAIN"}
+KNOWN = set().union(*ALLOWED.values())
+# TAG_CPU_NAME; TAG_CPU_ARCH, where 21 is Armv8.1-M mainline; TAG_MVE_ARCH, where 1 is Helium without floating point
+ARCHITECTURE = {
+    "cortex-m0": ("6S-M", "12", None),
+    "cortex-m3": ("7-M", "10", None),
+    "cortex-m4": ("7E-M", "13", None),
+    "cortex-m7": ("7E-M", "13", None),
+    "cortex-m33": ("8-M.MAIN", "17", None),
+    "cortex-m55": ("cortex-m55", "21", "1"),
+    "cortex-m55-nomve": ("cortex-m55", "21", None),
+}
 
 
 def build(cpu: str, opt: str) -> toolchain.Elf:
@@ -51,7 +79,9 @@ def mnemonics(elf: toolchain.Elf) -> dict[str, str]:
     objdump = shutil.which("arm-none-eabi-objdump")
     if objdump is None:
         pytest.skip("NOT RUN: arm-none-eabi-objdump is missing: type 'apt-get install gcc-arm-none-eabi'")
-    text = subprocess.run([objdump, "-d", str(elf.path)], capture_output=True, text=True, check=True).stdout
+    # without being told, objdump does not know Helium: it shows coprocessor instructions
+    machine = ["-m", "armv8.1-m.main"] if "m55" in elf.cpu.name else []
+    text = subprocess.run([objdump, "-d", *machine, str(elf.path)], capture_output=True, text=True, check=True).stdout
     found, function = {}, "?"
     for line in text.splitlines():
         if heading := re.match(r"[0-9a-f]+ <(.+)>:", line):
@@ -59,16 +89,22 @@ def mnemonics(elf: toolchain.Elf) -> dict[str, str]:
         elif code := re.match(r"\s+[0-9a-f]+:\t[0-9a-f ]+\t([a-z0-9.]+)", line):
             if code[1].startswith("."):  # .word: data in the text
                 continue
-            name = code[1].split(".")[0]
-            if re.fullmatch("it[te]{0,3}", name):
-                name = "it"
-            known = {m for allowed in ALLOWED.values() for m in allowed}
-            if name not in known and name[-2:] in CONDITIONS and name[:-2] in known:
-                name = name[:-2]
-            elif name not in known and name[-1:] == "s" and name[:-1] in known:
-                name = name[:-1]
-            found.setdefault(name, function)
+            found.setdefault(bare(code[1]), function)
     return found
+
+
+def bare(name: str) -> str:
+    """A mnemonic without width, type, condition and predicate; floating-point types stay, since no core here has them."""
+    name, *types = name.split(".")
+    if block := re.fullmatch("(it|vpst|vpt)[te]{0,3}", name):
+        name = block[1]
+    if name not in KNOWN and name[-2:] in CONDITIONS and name[:-2] in KNOWN:
+        name = name[:-2]
+    elif name not in KNOWN and name[-1:] == "s" and name[:-1] in KNOWN:
+        name = name[:-1]
+    elif name not in KNOWN and name[:1] == "v" and name[-1:] in "te" and name[:-1] in KNOWN:
+        name = name[:-1]
+    return ".".join([name, *(kind for kind in types if kind[:1] == "f")])
 
 
 @pytest.mark.parametrize("opt", ["-Os", "-O3"])
@@ -79,7 +115,8 @@ def test_program_has_only_instructions_of_its_core(cpu, opt):
     assert len(found) > 30, "the disassembly was not understood"
     foreign = {name: where for name, where in found.items() if name not in ALLOWED[cpu]}
     assert not foreign, f"{cpu} {opt}: {foreign}"
-    assert elf.attributes["TAG_CPU_NAME"] == ARCHITECTURE[cpu]
+    tags = tuple(elf.attributes.get(f"TAG_{name}") for name in ("CPU_NAME", "CPU_ARCH", "MVE_ARCH"))
+    assert tags == ARCHITECTURE[cpu]
 
 
 def test_the_list_would_notice():
@@ -87,6 +124,16 @@ def test_the_list_would_notice():
     found = mnemonics(build("cortex-m4", "-O3"))
     assert {"smlad"} <= set(found) and not {"smlad"} & ALLOWED["cortex-m3"]
     assert set(mnemonics(build("cortex-m3", "-O3"))) - ALLOWED["cortex-m0"]
+
+
+def test_the_list_would_notice_helium():
+    """The Helium program has the backend's instructions, and no other core's list has any of Helium's."""
+    found = set(mnemonics(build("cortex-m55", "-O3")))
+    assert {"vmlava", "vldrb", "vstrb", "vqrdmulh", "vctp", "vpst", "dls", "le"} <= found
+    for cpu, allowed in ALLOWED.items():
+        assert cpu == "cortex-m55" or not allowed & set(HELIUM), cpu
+    assert {bare("vldrbt.s32"), bare("vpstete"), bare("vmlavae.s8")} == {"vldrb", "vpst", "vmlava"}
+    assert bare("vadd.f32") not in KNOWN and bare("vcvt.s32.f32") not in KNOWN
 
 
 @pytest.mark.parametrize(("name", "code"), [("udiv", "0xfbb0, 0xf0f1"), ("smlad", "0xfb20, 0x2001"), ("movw", "0xf240, 0x0001")])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyhtpw import nets
 from pyhtpw.errors import ConfigError
-from pyhtpw.nets import GeneratorSpec, Graph, Node, same_padding
+from pyhtpw.nets import Graph, Node, same_padding
 from pyhtpw.nets.graph import is_running
 
 
@@ -36,7 +36,7 @@ def test_default_network():
     assert shapes["fc"] == (1, 2)
     names = [node.name for node in graph.nodes]
     assert " ".join(names) == "stem dw1 pw1 dw2 pw2 dw3 pw3 dw4 pw4 add4 dw5 pw5 add5 pool fc"
-    assert [node.name for node in graph.tiled_nodes()] == ["pw2", "pw3", "pw4", "pw5"]
+    assert [node.name for node in graph.generated_nodes()] == ["pw2", "pw3", "pw4", "pw5"]
     assert graph.node("add4").inputs == ("pw3", "pw4")
     assert graph.node("add4").relu
     assert not graph.node("pw4").relu
@@ -44,8 +44,8 @@ def test_default_network():
 
 
 def test_parameters_and_cost_of_a_small_network():
-    spec = GeneratorSpec(dz=2, hidden=(5, 3), tile=7)
-    graph = nets.build("hypertinypw", t=20, stem=4, widths=(6, 8), strides=(2, 1), generator=spec)
+    heads = {"pw": "tiled:dz=2,hidden=5+3,tile=7"}
+    graph = nets.build("hypertinypw", t=20, stem=4, widths=(6, 8), strides=(2, 1), heads=heads)
     shapes = graph.parameter_shapes()
     assert shapes["stem.weight"] == (4, 9, 1)
     assert shapes["dw1.weight"] == (5, 4)
@@ -71,15 +71,15 @@ def test_parameters_and_cost_of_a_small_network():
 def test_separable_differs_only_in_where_kernels_come_from():
     plain = nets.build("separable", t=100)
     generated = nets.build("hypertinypw", t=100)
-    assert plain.generator is None
+    assert not plain.plan.heads
     assert plain.shapes() == generated.shapes()
-    assert [replace(node, head="stored") for node in generated.nodes] == list(plain.nodes)
+    assert generated.stored().nodes == plain.nodes
     assert plain.generator_macs() == 0
 
 
 def test_single_block_has_nothing_to_generate():
     graph = nets.build("hypertinypw", t=30, widths=(8,), strides=(1,))
-    assert graph.generator is None
+    assert not graph.generated_nodes()
 
 
 @pytest.mark.parametrize("name", nets.NAMES)
@@ -92,8 +92,8 @@ POOL = Node("pool", "avgpool", ("input",), 3)
 FC = Node("fc", "fc", ("pool",), 2)
 
 
-def graph_of(*nodes, generator=None, shape=(10, 3), classes=2):
-    return Graph("g", shape, classes, nodes, generator)
+def graph_of(*nodes, shape=(10, 3), classes=2):
+    return Graph("g", shape, classes, nodes)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def graph_of(*nodes, generator=None, shape=(10, 3), classes=2):
         ((Node("a", "conv", ("input",), 0), POOL, FC), "node 'a'.*cout"),
         ((Node("a", "conv", ("input",), 3, kernel=2.0), POOL, FC), "node 'a'.*kernel"),
         ((Node("a", "pointwise", ("input",), 3, stride=2), POOL, FC), "node 'a'.*no taps"),
-        ((Node("a", "conv", ("input",), 3, head="tiled"), POOL, FC), "node 'a'.*only pointwise"),
-        ((Node("a", "pointwise", ("input",), 3, head="odd"), POOL, FC), "node 'a'.*unknown head"),
+        ((replace(POOL, head="tiled"), FC), "node 'pool'.*no kernel"),
+        ((replace(POOL, head="stored:bits=4"), FC), "node 'pool'.*no kernel"),
         ((Node("a", "add", ("input",), 3), POOL, FC), "node 'a'.*give 2"),
         ((Node("head", "conv", ("input",), 3), POOL, FC), "node 'head'"),
         ((Node("a.b", "conv", ("input",), 3), POOL, FC), "node 'a.b'"),
@@ -121,10 +121,6 @@ def graph_of(*nodes, generator=None, shape=(10, 3), classes=2):
         (
             (Node("a", "conv", ("input",), 4), Node("b", "add", ("input", "a"), 3), replace(POOL, inputs=("b",)), FC),
             "node 'b'.*make them equal",
-        ),
-        (
-            (Node("a", "pointwise", ("input",), 3, head="tiled"), replace(POOL, inputs=("a",)), FC),
-            "node 'a'.*no generator",
         ),
     ],
 )
@@ -135,20 +131,14 @@ def test_errors_name_the_node(nodes, said):
 
 
 def test_other_bad_graphs():
-    with pytest.raises(ConfigError, match="no node uses the generator"):
-        graph_of(POOL, FC, generator=GeneratorSpec())
+    with pytest.raises(ConfigError, match="node 'a'.*unknown head 'odd'"):
+        Node("a", "pointwise", ("input",), 3, head="odd")
     with pytest.raises(ConfigError, match="input_shape"):
         graph_of(POOL, FC, shape=(0, 3))
     with pytest.raises(ConfigError, match="classes"):
         graph_of(POOL, FC, classes=1)
     with pytest.raises(ConfigError, match="no node is called 'x'"):
         graph_of(POOL, FC).node("x")
-
-
-@pytest.mark.parametrize("field", [{"dz": 0}, {"tile": 1.5}, {"hidden": ()}, {"hidden": (0,)}, {"code_bits": 1}])
-def test_bad_generators(field):
-    with pytest.raises(ConfigError, match=next(iter(field))):
-        GeneratorSpec(**field)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +150,7 @@ def test_bad_generators(field):
         ("hypertinypw", {"t": 0}, "t is 0"),
         ("hypertinypw", {"t": 10, "strides": (1, 1, 1, 1, 0)}, r"strides\[4\] is 0"),
         ("hypertinypw", {"t": 10, "widths": (4, 4)}, "2 widths and 5 strides"),
-        ("hypertinypw", {"t": 10, "generator": None}, "need a generator"),
+        ("hypertinypw", {"t": 10, "heads": {"pw9": "tiled"}}, "'pw9' is no kind .*and no node"),
     ],
 )
 def test_bad_builds(name, options, said):
@@ -174,8 +164,8 @@ def test_bad_descriptions():
         Graph.from_dict({k: v for k, v in plain.items() if k != "nodes"})
     with pytest.raises(ConfigError, match="unknown entry 'extra'"):
         Graph.from_dict({**plain, "extra": 1})
-    with pytest.raises(ConfigError, match="generator description is int"):
-        Graph.from_dict({**plain, "generator": 3})
+    with pytest.raises(ConfigError, match="head specification is 3"):
+        Graph.from_dict({**plain, "nodes": [{**plain["nodes"][0], "head": 3}]})
     with pytest.raises(ConfigError, match="malformed"):
         Graph.from_dict({**plain, "nodes": 3})
     with pytest.raises(ConfigError, match="malformed"):

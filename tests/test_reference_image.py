@@ -1,6 +1,6 @@
 """What the reader returns, and what it refuses.
 
-Images come from the assembler of ``test_reference_network``. A test spoils one entry of a network,
+Images come from the assembler of ``reference_images``. A test spoils one entry of a network,
 or one byte of a payload with all checksums put right again, and expects the refusal that names it.
 """
 
@@ -17,7 +17,21 @@ import pytest
 import test_reference_scalar as scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_reference_network import TAGS, assemble, image, network, payloads, stored_network
+from reference_images import (
+    TAGS,
+    assemble,
+    bits,
+    first_multiplier,
+    generator_bytes,
+    head_bytes,
+    image,
+    network,
+    op,
+    parts_of,
+    payloads,
+    stored_network,
+    top,
+)
 
 import reference
 from reference import ImageError, synthesis
@@ -34,7 +48,7 @@ def test_what_the_reader_returns():
     assert conv.linear.weight_shape == (6, 3, 3, 1)
     assert conv.linear.bias.tolist() == net["ops"][0]["bias"]
     assert synthesis.weights(model, 0).reshape(-1).tolist() == net["ops"][0]["w"]
-    assert sorted(synthesis.kernels(model)) == [1, 2, 6, 8]
+    assert sorted(synthesis.kernels(model)) == [1, 2, 3, 6, 8]
     assert model.operators[4].sources == (3, 4)
     with pytest.raises(ValueError, match="has no weights"):
         synthesis.weights(model, 4)
@@ -147,7 +161,8 @@ def test_any_truncated_or_extended_payload_is_noticed(tag):
     ("field", "value", "message"),
     [
         ("magic", b"HTPV", "magic"),
-        ("version", 2, "version"),
+        ("version", 1, "version"),
+        ("version", 3, "version"),
         ("rounding", 0, "rounding"),
         ("section_count", 0, "sections"),
         ("section_count", 17, "sections"),
@@ -213,50 +228,6 @@ def test_padding_between_payloads():
             reference.read(bytes(bad))
 
 
-def op(index: int, **changes):
-    """A change of one operator of ``network()``."""
-
-    def change(net: dict) -> None:
-        net["ops"][index] |= changes
-
-    return change
-
-
-def layer(index: int, **changes):
-    def change(net: dict) -> None:
-        net["generator"]["layers"][index] |= changes
-
-    return change
-
-
-def head(index: int, **changes):
-    def change(net: dict) -> None:
-        net["heads"][index] |= changes
-
-    return change
-
-
-def top(**changes):
-    def change(net: dict) -> None:
-        net |= changes
-
-    return change
-
-
-def generator(**changes):
-    def change(net: dict) -> None:
-        net["generator"] |= changes
-
-    return change
-
-
-def first_multiplier(value: int):
-    def change(net: dict) -> None:
-        net["ops"][0]["m"][0] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -279,17 +250,24 @@ def first_multiplier(value: int):
         (op(4, src2=9), "input slot 9"),
         (op(4, src2=2), "differ"),
         (op(0, clamp=(5, 4)), "act_min"),
-        (op(0, source=1), "weight source 1"),
-        (op(0, source=2), "weight source 2"),
-        (op(0, source=3), "weight source 3"),
-        (op(0, source=4), "weight source 4"),
-        (op(0, source=6), "weight source 6"),
-        (op(0, source=7), "weight source 7"),
+        (op(0, bit6=1), "bit 6"),
+        (op(0, narrow=True), "stored8 cannot be narrow"),
+        (op(0, width=1), "stored weights have no codes"),
         (op(0, head=1), "head must be 0"),
-        (op(1, head=3), "head 3 does not exist"),
+        *((op(0, source=source), f"weight source {source} is unknown") for source in range(8, 16)),
+        (op(1, head=14), "head 14 does not exist"),
+        *((op(1, source=source), "source is .*, head 6 is tiled") for source in (3, 4, 6, 7)),
+        (op(2, source=3), "source is dense, head 2 is factorised"),
+        (op(1, width=0), "width of the codes is missing"),
+        (op(8, width=0), "width of the codes is missing"),
+        (op(6, width=1), "must be 0 for a codebook"),
+        (op(6, head=11, narrow=True), "head 11 cannot be narrow"),
+        (op(8, head=0), "head 0 makes 72 weights, the kernel has 56"),
+        (op(2, head=4), "head 4 makes 70 weights, the kernel has 60"),
+        (op(0, form=3), "multiplier form 3"),
         (op(0, shift_bits=6, u=[0] * 6), "shift_bits 6"),
         (op(0, shift_bits=7, u=[0] * 6), "shift_bits 7"),
-        (op(0, reserved=0x08), "reserved"),
+        (op(0, reserved=0x20), "reserved"),
         (op(0, reserved=0x40), "reserved"),
         (op(0, bias_bits=33), "bias_bits 33"),
         (op(0, cout=0), "Cout"),
@@ -322,60 +300,48 @@ def first_multiplier(value: int):
         (op(4, shifts=(0, 1, -19)), "shift 1"),
         (op(4, shifts=(0, 0, 1)), "shift 1"),
         (op(4, shifts=(-32, 0, 0)), "shift -32"),
-        (op(4, multipliers=(32768, 0, 0)), "multiplier 32768"),
-        (op(4, multipliers=(0, 32768, 0)), "multiplier 32768"),
-        (op(4, multipliers=(0, 0, 65535)), "multiplier 65535"),
-        (first_multiplier(32768), "multiplier 32768"),
+        (op(4, multipliers=(1 << 31, 0, 0)), "multiplier 2147483648"),
+        (op(4, multipliers=(0, 1 << 31, 0)), "multiplier 2147483648"),
+        (op(4, multipliers=(0, 0, (1 << 32) - 1)), "multiplier 4294967295"),
+        (first_multiplier(32768, 0), "multiplier 32768"),
+        (first_multiplier(1 << 31, 2), "multiplier 2147483648"),
         (op(0, shift_base=-32, u=[0] * 6), "shift -32"),
         (op(0, shift_base=24, u=[7] * 6), "shift 31"),
-        (generator(count=0), "layers 0"),
-        (generator(count=4), "layers 4"),
-        (generator(count=1), "left over"),
-        (generator(code_bits=5), "code_bits 5"),
-        (generator(dz=0), "dz 0"),
-        (generator(zero=1), "byte 3"),
-        (layer(0, dh=0), "dh 0"),
-        (layer(0, weight_bits=7), "weight_bits 7"),
-        (layer(0, bias_bits=33), "bias_bits 33"),
-        (layer(1, shift=-32), "shift -32"),
-        (layer(1, shift=31), "shift 31"),
-        (layer(1, m=32768), "multiplier 32768"),
-        (layer(1, shift=15), "limit is 2\\^30"),
-        (top(generator=None, heads=[]), "head 0 does not exist"),
-        (top(heads=[]), "head 0 does not exist"),
-        (top(head_count=0), "heads 0"),
-        (top(head_count=9), "heads 9"),
-        (top(head_count=2), "left over"),
-        (top(head_zero=1), "byte 1"),
-        (head(0, source=0), "source 0"),
-        (head(0, source=4), "source 4"),
-        (head(0, weight_bits=2), "weight_bits 2"),
-        (head(0, tile=0), "tile 0"),
-        (head(0, tile=1025), "tile 1025"),
-        (head(0, shift=-32), "shift -32"),
-        (head(0, zero=1), "byte 5"),
-        (head(0, m=32768), "multiplier 32768"),
-        (head(0, shift=20), "limit is 2\\^30"),
     ],
 )
 def test_each_rule(change, message):
     net = network()
     change(net)
-    if net["generator"] is None:
-        parts = payloads(network())
-        parts["GENR"], parts["HEAD"] = bytearray(), bytearray()
-    else:
-        parts = payloads(net)
     with pytest.raises(ImageError, match=message) as caught:
-        reference.read(assemble(list(parts.items())))
+        reference.read(image(net))
     assert "\n" not in str(caught.value)
 
 
-def test_heads_need_a_generator():
-    parts = payloads(network())
-    parts["GENR"] = bytearray()
-    with pytest.raises(ImageError, match="without a generator"):
-        reference.read(assemble(list(parts.items())))
+def many(count: int, **changes) -> dict:
+    """``count`` times the same fc, (1, 1, 2) to (1, 1, 2), between slots 0, 1 and 2."""
+    net = stored_network()
+    op = net["ops"][0] | {"w": [1, 0, 0, 1], "weight_bits": 4, "source": 1} | changes
+    net["input"] = (1, 1, 2)
+    net["ops"] = [op | {"src": 2 - i % 2 if i else 0, "dst": 1 + i % 2} for i in range(count)]
+    return net
+
+
+def test_at_most_64_operators_are_cached():
+    assert len(synthesis.kernels(reference.read(image(many(64))))) == 64
+    with pytest.raises(ImageError, match="operator 64 .* more than 64 cached"):
+        reference.read(image(many(65)))
+    # Narrow stored4 and stored8 run as they are stored.
+    assert synthesis.kernels(reference.read(image(many(200, narrow=True)))) == {}
+    assert synthesis.kernels(reference.read(image(many(200, source=0, weight_bits=8)))) == {}
+    with pytest.raises(ImageError, match="more than 64 cached"):
+        reference.read(image(many(65, source=2, weight_bits=2, narrow=True)))
+
+
+def test_a_kernel_has_at_most_2_to_the_22_weights():
+    net = many(1, cout=65535, w=[], per_tensor=True, bias=[0] * 65535)
+    net["input"] = (1, 1, 65)
+    with pytest.raises(ImageError, match="a kernel of 4259775 weights is above 2\\^22"):
+        reference.read(image(net))
 
 
 def test_the_logits_must_be_a_vector():
@@ -385,42 +351,61 @@ def test_the_logits_must_be_a_vector():
         reference.read(image(net))
 
 
+def spoiled(net: dict, tag: str, before: bytes, width: int, count: int) -> bytes:
+    """The image with the top bit of a packed array's last byte set, which must be unused.
+
+    ``before`` is what precedes the array in its payload.
+    """
+    parts = payloads(net)
+    assert parts[tag].startswith(before) and width * count % 8
+    position = len(before) + width * count // 8
+    assert parts[tag][position] < 0x80
+    parts[tag][position] |= 0x80
+    return assemble(list(parts.items()))
+
+
 def test_unused_bits_of_packed_arrays_must_be_zero():
-    net = network(code_bits=4, tile=16, layers=2)
-    net["ops"][2]["head"] = 0  # 60 weights, 4 tiles of 3 codes: whole bytes; op 1 has 5 tiles, 7.5
-    net["ops"][2]["codes"] = net["ops"][2]["codes"][:12]
-    reference.read(image(net))
-    positions = {
-        "QUAN": 6 * 2 + 2,  # shifts of operator 0: 6 of 3 bits in bytes 12..14
-        "GENR": 4 + 6 + 11,  # 15 weights of 6 bits end in byte 11 after the layer's header
-        "CODE": 7,  # 15 codes of 4 bits
-    }
-    for tag, position in positions.items():
-        parts = payloads(net)
-        assert parts[tag][position] < 0x80
-        parts[tag][position] |= 0x80
-        with pytest.raises(ImageError, match="unused bits"):
-            reference.read(assemble(list(parts.items())))
-    # Biases: 5 values of 9 bits end 3 bits before a byte.
-    parts = payloads(net)
-    position = 4 + 6 + 12 + 5
-    assert parts["GENR"][position] < 0x80
-    parts["GENR"][position] |= 0x80
-    with pytest.raises(ImageError, match="biases of layer 0: unused bits"):
-        reference.read(assemble(list(parts.items())))
-    # Head 1: 7 x 4 weights of 4 bits are whole bytes; 7 x 5 behind a single layer are not.
-    net = network(layers=1)
-    parts = payloads(net)
-    position = 2 + 8 + 16 * 5 + 8 + 17
-    assert parts["HEAD"][position] < 0x10
-    parts["HEAD"][position] |= 0x80
-    with pytest.raises(ImageError, match="weights of head 1: unused bits"):
-        reference.read(assemble(list(parts.items())))
+    net = network(seed=3, use=("stored2", 7, 2, 8, 9, "stored4"))
+    op, g, heads = net["ops"][0], net["generators"][0], net["heads"]
+    net["ops"][0] |= {"bias_bits": 11}
+    net["ops"][1] |= {"width": 2, "code_bits": 6}  # 11 tiles of 5 codes
+    heads[9] |= {"entries": 3, "codes": heads[9]["codes"][:6]}
+    net["ops"][6]["codes"] = [0] * 5
+    heads_before = [bytes([len(heads)]) + b"".join(map(head_bytes, heads[:i])) for i in range(len(heads))]
+    shifts = struct.pack("<6H", *op["m"])
+    cases = [
+        ("QUAN", shifts, 3, 6, "shifts of .*operator 0"),
+        ("QUAN", shifts + bits(op["u"], 3), 11, 6, "biases of .*operator 0"),
+        ("WGHT", b"", 2, 54, "weights of .*operator 0"),
+        ("GENR", b"\3\2\3\0" + struct.pack("<HBBbH", *(g["layers"][0][name] for name in MATRIX)), 6, 15, "weights"),
+        ("GENR", b"\3" + generator_bytes(g | {"layers": g["layers"][:1], "count": 2})[:-6], 9, 5, "biases"),
+        ("HEAD", heads_before[12] + head_bytes(heads[12])[:-1], 3, 1, "biases of HEAD 12"),
+        ("HEAD", heads_before[8] + head_bytes(heads[8])[:8], 4, 25, "table of HEAD 8"),
+        ("HEAD", heads_before[9] + head_bytes(heads[9])[:6], 6, 6, "codes of HEAD 9"),
+        ("CODE", b"", 6, 55, "codes of .*operator 1"),
+    ]
+    for tag, before, width, count, message in cases:
+        with pytest.raises(ImageError, match=f"{tag}: {message}.*: unused bits"):
+            reference.read(spoiled(net, tag, bytes(before), width, count))
+    # Ids: 12 of 3 bits, behind the codes of operators 1 and 2.
+    before = b"".join(parts_of(net["ops"][i])[1] for i in (1, 2))
+    with pytest.raises(ImageError, match="CODE: codes of .*operator 3 .*: unused bits"):
+        reference.read(spoiled(net, "CODE", before, 3, 12))
+
+
+MATRIX = ("rows", "weight_bits", "bias_bits", "shift", "m")
 
 
 def test_skipped_bytes_of_stored_weights_must_be_zero():
-    parts = payloads(network())
-    assert parts["WGHT"][54:56] == b"\0\0"  # 54 weights, then 2 bytes to the next multiple of 4
+    net = network(use=("stored8", 6, 2, "stored4", "stored8", 1))
+    net["ops"][3] |= {"w": [-8, 7] * 30}
+    parts = payloads(net)
+    # 54 bytes, right behind them 30 of 4-bit weights, and 84 is a multiple of 4.
+    assert parts["WGHT"][54] == 0x78 and len(parts["WGHT"]) == 84 + 70
+    reference.read(image(net))
+    net = network(use=("stored8", 6, "stored8", "stored4", "stored2", 1))
+    parts = payloads(net)
+    assert parts["WGHT"][54:56] == b"\0\0" and len(parts["WGHT"]) == 56 + 60 + 30 + 18
     parts["WGHT"][55] = 1
     with pytest.raises(ImageError, match="alignment"):
         reference.read(assemble(list(parts.items())))
@@ -435,22 +420,6 @@ def test_the_overflow_bound_is_exact(left, sign):
     reference.read(image(net))
     net["ops"][0]["bias"] = [0, sign * limit]
     with pytest.raises(ImageError, match="limit is 2\\^30"):
-        reference.read(image(net))
-
-
-def test_the_overflow_bound_of_the_synthesis_is_exact():
-    net = network(layers=1)
-    net["heads"][0]["shift"] = 13  # 5 * 128 * 128 << 13 = 0.625 * 2^30
-    reference.read(image(net))
-    net["heads"][0]["shift"] = 14
-    with pytest.raises(ImageError, match="HEAD 0: sums"):
-        reference.read(image(net))
-    net = network(layers=1)
-    limit = (1 << 28) - 3 * 128 * 128
-    net["generator"]["layers"][0] |= {"shift": 2, "bias_bits": 32, "bias": [0, 0, limit - 1, 0, 0]}
-    reference.read(image(net))
-    net["generator"]["layers"][0]["bias"][2] = -limit
-    with pytest.raises(ImageError, match="GENR layer 0: sums"):
         reference.read(image(net))
 
 

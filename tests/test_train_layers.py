@@ -1,13 +1,14 @@
 """Every layer against a plain definition, and its gradients against central differences in float64."""
 
-from itertools import count, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from pyhtpw.nets import GeneratorSpec, Graph, Node, same_padding
+from pyhtpw.nets import Node, same_padding
 from pyhtpw.train.kernels import chunk_count, merge_moments
-from pyhtpw.train.layers import EPSILON, MOMENTUM, Generator, Workspace, chain, code_scale
+from pyhtpw.train.layers import EPSILON, MOMENTUM, chain
+from pyhtpw.train.workspace import Workspace
 
 TOLERANCE = 1e-6
 # (windows, steps, channels in, taps, stride): one step, more taps than steps, strides beyond the taps, uneven runs
@@ -158,60 +159,3 @@ def test_runs_cover_the_batch_and_their_moments_merge(windows):
     mean, variance = merge_moments(moments, np.diff(cuts))
     np.testing.assert_allclose(mean, values.mean(axis=0))
     np.testing.assert_allclose(variance, values.var(axis=0), atol=1e-12)
-
-
-def generated_graph(hidden, tile):
-    names = count()
-
-    def pointwise(source, cout):
-        return Node(f"p{next(names)}", "pointwise", (source,), cout, head="tiled")
-
-    nodes = (
-        pointwise("input", 5),
-        pointwise("p0", 3),
-        Node("pool", "avgpool", ("p1",), 3),
-        Node("fc", "fc", ("pool",), 2),
-    )
-    return Graph("g", (4, 3), 2, nodes, GeneratorSpec(dz=3, hidden=hidden, tile=tile))
-
-
-@pytest.mark.parametrize(("hidden", "tile"), [((6,), 7), ((5, 4), 1), ((4,), 64)])
-def test_generator_gradients(hidden, tile):
-    graph = generated_graph(hidden, tile)
-    generator = Generator(graph, Workspace(np.float64))
-    rng = np.random.default_rng(5)
-    names = [n for n in graph.trained_names() if n.startswith(("p0", "p1", "generator", "head"))]
-    shapes = graph.parameter_shapes()
-    params = {name: rng.standard_normal(shapes[name]) for name in names}
-    weights = {name: rng.standard_normal(kernel.shape) for name, kernel in generator.forward(params, False).items()}
-    for name, grad in generator.kernel_grads().items():
-        grad[:] = weights[name]
-    grads = {name: np.full_like(value, np.nan) for name, value in params.items()}
-    generator.backward(params, grads)
-
-    def loss():
-        return sum(float(np.sum(kernel * weights[name])) for name, kernel in generator.forward(params, False).items())
-
-    for name, value in params.items():
-        assert_same_gradient(grads[name], central_difference(loss, value), name)
-
-
-def test_generated_kernels_match_their_definition():
-    graph = generated_graph((6,), 7)
-    rng = np.random.default_rng(6)
-    shapes = graph.parameter_shapes()
-    params = {name: rng.standard_normal(shapes[name]) for name in graph.trained_names()}
-    made = Generator(graph, Workspace(np.float64)).forward(params)
-    step = max(np.abs(params["p0.codes"]).max(), np.abs(params["p1.codes"]).max()) / 7
-    assert code_scale([params["p0.codes"], params["p1.codes"]], 4) == step
-    for name, (cout, cin) in {"p0": (5, 3), "p1": (3, 5)}.items():
-        weights = []
-        for z in params[f"{name}.codes"]:
-            z = np.round(z / step) * step
-            h = np.maximum(params["generator.0.weight"] @ z + params["generator.0.bias"], 0)
-            weights.extend(params["head.weight"] @ h)
-        np.testing.assert_allclose(made[name], np.reshape(weights[: cout * cin], (cout, cin)), rtol=1e-12)
-
-
-def test_scale_of_no_codes_at_all_is_one():
-    assert code_scale([np.zeros((2, 3))], 4) == 1.0

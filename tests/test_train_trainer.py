@@ -12,7 +12,6 @@ import pytest
 
 from pyhtpw import nets
 from pyhtpw.errors import ConfigError, DataError, TrainError
-from pyhtpw.nets import GeneratorSpec
 from pyhtpw.train import Model, TrainConfig, train
 from pyhtpw.train.batches import Sampler, augment, load_batch
 from pyhtpw.train.checkpoint import load_checkpoint, save_checkpoint
@@ -28,9 +27,9 @@ FILES = (LAST, BEST, BEST_EMA, CURVES)
 
 
 def graph_of(classes=2):
-    spec = GeneratorSpec(dz=3, hidden=(6,), tile=9)
+    heads = {"pw": "tiled:dz=3,hidden=6,tile=9"}
     return nets.build(
-        "hypertinypw", t=STEPS, classes=classes, stem=6, widths=(8, 8), strides=(2, 1), stem_stride=2, generator=spec
+        "hypertinypw", t=STEPS, classes=classes, stem=6, widths=(8, 8), strides=(2, 1), stem_stride=2, heads=heads
     )
 
 

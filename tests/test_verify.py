@@ -56,7 +56,7 @@ def test_tellings_agree(image, tellings):
     assert len(pairs) == len(tellings) * (len(tellings) - 1) // 2
     assert all(p.differ == 0 and p.first is None for p in pairs)
     assert pairs[0].windows == 20 and pairs[0].logit_bytes == 60
-    assert all(p.kernel_bytes == sum(k.bytes for k in image.generated) for p in pairs)
+    assert all(p.kernel_bytes == sum(k.bytes for k in image.cached) for p in pairs)
     assert all(p.windows == 4 for p in pairs[1:])
 
 
@@ -64,7 +64,7 @@ def test_tellings_agree(image, tellings):
 def test_planted_kernel_bit_is_found(image, tellings, which):
     if which >= len(tellings):
         pytest.skip("NOT RUN: planted bit on Cortex-M4: no cross compiler or emulator")
-    op, shape = image.generated[1].op, image.parsed.ops[image.generated[1].op].weight_shape
+    op, shape = image.cached[1].op, image.parsed.ops[image.cached[1].op].weight_shape
     changed = list(tellings)
     changed[which] = Planted(tellings[which], kernel=(op, 10))
     pairs = compare(image, sample_windows(image, 4), changed)

@@ -14,6 +14,7 @@ GENERATORS_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX = 8, 64, 3, 1024
 FIELD_WIDTHS = (4, 6, 8)  # of codes and of the weights of generators and heads
 TABLE_WIDTHS = (8, 4, 2)  # of a codebook's stored table
 MATRIX_HEADER = 7
+DRAWN_MAX = 1 << 22  # weights drawn from one seed
 OWN = 255  # in b_of, a_of, of: the matrix or table is this head's own
 _INT32 = (-(1 << 31), (1 << 31) - 1)
 
@@ -181,27 +182,33 @@ def _write_factorised(head: Factorised, at: Context) -> bytes:
         data += write_matrix(f"{at.where}, A", head.a, rank)
     else:
         _shared_a(at, head.a, rank)
-    return bytes([OWN if own_b else head.b, OWN if own_a else head.a]) + data
+    first = bytes([OWN if own_b else head.b, OWN if own_a else head.a])
+    return first + put(at.where, ("H", "rank", rank, 1, WIDTH_MAX)) + data
 
 
 def _read_factorised(cursor: Cursor, at: Context, generator: int) -> Factorised:
-    b_of, a_of = cursor.fields("BB", at.where)
+    b_of, a_of, rank = cursor.fields("BBH", at.where)
+    whole(at.where, "rank", rank, 1, WIDTH_MAX)
     if b_of == OWN:
         b = matrix_b = read_matrix(cursor, f"{at.where}, B", at.generator(generator).width, WIDTH_MAX)
     else:
         b, matrix_b = b_of, _shared_b(at, b_of, generator)
-    rank = len(matrix_b.weights)
+    if len(matrix_b.weights) != rank:
+        raise ImageError(f"{at.where}: B has {len(matrix_b.weights)} rows, not {rank}")
     if a_of == OWN:
         return Factorised(b, read_matrix(cursor, f"{at.where}, A", rank), generator)
     _shared_a(at, a_of, rank)
     return Factorised(b, a_of, generator)
 
 
+def _tile_max(at: Context, generator: int) -> int:
+    return min(65535, DRAWN_MAX // at.generator(generator).width)
+
+
 def _write_seeded(head: Seeded, at: Context) -> bytes:
-    at.generator(head.generator)
     return put(
         at.where,
-        ("H", "tile", head.tile, 1, 65535),
+        ("H", "tile", head.tile, 1, _tile_max(at, head.generator)),
         ("b", "shift", head.shift, *SHIFTS),
         ("H", "multiplier", _upper_half(at.where, head.multiplier)),
         ("I", "seed", head.seed, 1, (1 << 32) - 1),
@@ -210,7 +217,7 @@ def _write_seeded(head: Seeded, at: Context) -> bytes:
 
 def _read_seeded(cursor: Cursor, at: Context, generator: int) -> Seeded:
     tile, shift, m, seed = cursor.fields("HbHI", at.where)
-    whole(at.where, "tile", tile, 1, 65535)
+    whole(at.where, "tile", tile, 1, _tile_max(at, generator))
     whole(at.where, "shift", shift, *SHIFTS)
     whole(at.where, "multiplier", m, 0, 32767)
     whole(at.where, "seed", seed, 1, (1 << 32) - 1)
@@ -233,15 +240,16 @@ def _write_codebook(head: Codebook, at: Context) -> bytes:
 
 
 def _read_codebook(cursor: Cursor, at: Context, generator: int) -> Codebook:
-    whole(at.where, "generator", generator, 0, 0)
     of, entries = cursor.fields("BH", at.where)
     whole(at.where, "number of entries", entries, 1, 256)
     if of == OWN:
+        whole(at.where, "generator", generator, 0, 0)
         cols, bits = cursor.fields("HB", at.where)
         whole(at.where, "tile", cols, 1, 65535)
         one_of(at.where, "bits of the table", bits, TABLE_WIDTHS)
     else:
-        cols = at.generator(at.earlier("of", of, Tiled, Seeded).generator).dz
+        whole(at.where, "generator", generator, *[at.earlier("of", of, Tiled, Seeded).generator] * 2)
+        cols = at.generator(generator).dz
         (bits,) = cursor.fields("B", at.where)
         one_of(at.where, "width of the codes", bits, FIELD_WIDTHS)
     table = cursor.bits(entries * cols, bits, f"entries of {at.where}").reshape(entries, cols)
@@ -282,6 +290,13 @@ def kind_of(head: Head) -> HeadKind:
     return KINDS[type(head)]
 
 
+def _generator(head: Head, at: Context) -> int:
+    """The index of a head's generator; 0 for a codebook of a stored table."""
+    if isinstance(head, Codebook):
+        return 0 if head.of is None else at.earlier("of", head.of, Tiled, Seeded).generator
+    return head.generator
+
+
 def write_heads(heads: Sequence[Head], generators: Sequence[Generator]) -> list[bytes]:
     """HEAD: the count, then one entry per head; nothing if there are none."""
     if not heads:
@@ -291,7 +306,7 @@ def write_heads(heads: Sequence[Head], generators: Sequence[Generator]) -> list[
         kind = kind_of(head)
         at = Context(f"head {i} ({kind.name})", tuple(generators), tuple(heads[:i]))
         out.append(
-            bytes([HEADS[kind.name]]) + put(at.where, ("B", "generator", getattr(head, "generator", 0))) + kind.write(head, at)
+            bytes([HEADS[kind.name]]) + put(at.where, ("B", "generator", _generator(head, at))) + kind.write(head, at)
         )
     return out
 

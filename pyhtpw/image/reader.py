@@ -182,10 +182,7 @@ def _info(data: bytes) -> Info | None:
         return None
     if len(data) < 16:
         raise ImageError(f"INFO: {len(data)} bytes are too few")
-    try:
-        text = data[16:].decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise ImageError(f"INFO: the names are not UTF-8: {error}") from error
+    text = data[16:].decode(errors="replace").split("\n")  # a device looks at nothing but the checksum of INFO
     return Info(*struct.unpack_from("<4f", data), text[0], tuple(text[1:]))
 
 

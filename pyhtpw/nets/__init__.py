@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from pyhtpw.errors import ConfigError
-from pyhtpw.nets.graph import GeneratorSpec, Graph, Node, same_padding
-from pyhtpw.nets.hypertinypw import hypertinypw, separable
+from pyhtpw.nets.graph import Graph, Node, same_padding
+from pyhtpw.nets.heads import HeadSpec
+from pyhtpw.nets.hypertinypw import hypertinypw, separable, wide
+from pyhtpw.nets.toml import load_heads
 
-__all__ = ["NAMES", "GeneratorSpec", "Graph", "Node", "build", "hypertinypw", "same_padding", "separable"]
+__all__ = ["NAMES", "Graph", "HeadSpec", "Node", "build", "hypertinypw", "load_heads", "same_padding", "separable", "wide"]
 
-_BUILDERS: dict[str, Callable[..., Graph]] = {"hypertinypw": hypertinypw, "separable": separable}
+_BUILDERS: dict[str, Callable[..., Graph]] = {"hypertinypw": hypertinypw, "hypertinypw-wide": wide, "separable": separable}
 NAMES = tuple(_BUILDERS)
 """The names that `build` knows."""
 

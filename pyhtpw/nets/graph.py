@@ -9,27 +9,35 @@ Parameters are a flat dict of arrays; their names and shapes are fixed here (`Gr
 ``{node}.weight``     conv (Cout,K,Cin), depthwise (K,C), stored pointwise (Cout,Cin), fc (Cout,Cin)
 ``{node}.bias``       fc only, (Cout,)
 ``{node}.gamma``      with norm, (Cout,); also ``.beta``, and the running statistics ``.mean`` and ``.var``
-``{node}.codes``      tiled pointwise, (ceil(Cout*Cin/tile), dz)
-``generator.{i}.*``   shared hidden layer i: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,)
-``head.weight``       shared head (tile, d_last)
+``{node}.codes``      generated kernels in place of the weight, (tiles, dz); tiles is 1 for dense and factorised heads
+``{node}.ids``        codebooks in place of the weight, (tiles,): whole numbers that name entries; no optimiser touches them
+``generator.{i}.*``   hidden layer i of a generator: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,)
+``head.weight``       head, (tile, d), or (n, d) of a dense one for kernels of n weights; d = d_last, or dz without a layer
+``head.a.weight``     factorised head, (n, rank), and ``head.b.weight`` (rank, d), unless they are another head's
+``head.gain``         seeded head, (1,): what the bytes of its matrix are worth, times 128
+``head.table.weight``  codebook of a stored table, (entries, tile); a generated one has ``head.codes`` (entries, dz) and ``head.weight``
 ====================  =======================================================================================
+
+The second generator is called ``generator-2``, the second head ``head-2``, and so on (`pyhtpw.nets.heads`). Tiles follow the
+generation order of docs/SPEC.md section 1: that of (C,K) for depthwise kernels, so that a tile of K weights is a filter.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
 from pyhtpw.errors import ConfigError
+from pyhtpw.nets.heads import HeadSpec, Plan, make_plan, node_kind, resolve_keys
 
 OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "fc")
-HEADS = ("stored", "tiled")
 INPUT = "input"
-RUNNING = ("mean", "var")
-"""Last parts of the parameter names that hold running statistics, which no optimiser touches."""
+RUNNING = ("mean", "var", "ids")
+"""Last parts of the names of parameters that no optimiser touches: running statistics, and the ids of codebooks."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RESERVED = (INPUT, "generator", "head")  # the first is an input's name, the others start parameter names
@@ -54,46 +62,11 @@ def same_padding(t: int, k: int, s: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class GeneratorSpec:
-    """The shared micro-MLP: codes of ``dz`` numbers -> ``hidden`` ReLU layers -> a head making ``tile`` weights."""
-
-    dz: int = 4
-    hidden: tuple[int, ...] = (16,)
-    tile: int = 32
-    code_bits: int = 4
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("dz", "tile"):
-            if not _is_count(getattr(self, name)):
-                raise ConfigError(f"generator: {name} is {getattr(self, name)!r}; give a whole number of at least 1")
-        if not self.hidden or not all(_is_count(h) for h in self.hidden):
-            raise ConfigError(f"generator: hidden is {self.hidden!r}; give at least one layer of at least 1 unit")
-        if not _is_count(self.code_bits, 2) or self.code_bits > 8:
-            raise ConfigError(f"generator: code_bits is {self.code_bits!r}; give a whole number from 2 to 8")
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the parameters that all generated kernels share."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        before = self.dz
-        for i, units in enumerate(self.hidden):
-            shapes[f"generator.{i}.weight"] = (units, before)
-            shapes[f"generator.{i}.bias"] = (units,)
-            before = units
-        shapes["head.weight"] = (self.tile, before)
-        return shapes
-
-    def tiles(self, weights: int) -> int:
-        """Number of tiles, hence codes, that cover ``weights`` weights."""
-        return -(-weights // self.tile)
-
-
-@dataclass(frozen=True)
 class Node:
     """One operator, with the batch normalisation and ReLU directly behind it.
 
-    ``inputs`` are names of earlier nodes or "input".  ``head`` says where a pointwise kernel comes from: it is
-    "stored", or "tiled", made by the generator from one code per tile.
+    ``inputs`` are names of earlier nodes or "input".  ``head`` says where the kernel comes from; text is parsed
+    (`pyhtpw.nets.heads`).
     """
 
     name: str
@@ -104,9 +77,13 @@ class Node:
     stride: int = 1
     norm: bool = False
     relu: bool = False
-    head: str = "stored"
+    head: HeadSpec = HeadSpec()
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "head", HeadSpec.parse(self.head))
+        except ConfigError as error:
+            raise self._fail(str(error)) from error
         object.__setattr__(self, "inputs", (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs))
 
     def _fail(self, problem: str) -> ConfigError:
@@ -121,8 +98,6 @@ class Node:
             )
         if self.op not in OPS:
             raise self._fail(f"unknown op; choose one of {', '.join(OPS)}")
-        if self.head not in HEADS:
-            raise self._fail(f"unknown head {self.head!r}; choose one of {', '.join(HEADS)}")
         wanted = 2 if self.op == "add" else 1
         if len(self.inputs) != wanted:
             raise self._fail(f"has {len(self.inputs)} inputs; give {wanted}")
@@ -135,8 +110,8 @@ class Node:
             raise self._fail("cannot be normalised; set norm to False")
         if self.relu and self.op not in _RELU_OPS:
             raise self._fail("cannot carry a ReLU; set relu to False")
-        if self.head == "tiled" and self.op != "pointwise":
-            raise self._fail("only pointwise kernels are generated; set head to 'stored'")
+        if self.head != HeadSpec() and self.op not in _WEIGHT_OPS:
+            raise self._fail("has no kernel that a head could make; set head to 'stored'")
 
     def weight_shape(self, channels: int) -> tuple[int, ...]:
         """Shape of the kernel for ``channels`` input channels; () for an op without one."""
@@ -160,7 +135,6 @@ class Graph:
     input_shape: tuple[int, int]
     classes: int
     nodes: tuple[Node, ...]
-    generator: GeneratorSpec | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
@@ -189,12 +163,7 @@ class Graph:
         for node in self.nodes[:-1]:
             if node.name not in used:
                 raise node._fail("nothing uses its output; remove it")
-        tiled = self.tiled_nodes()
-        if tiled and self.generator is None:
-            raise tiled[0]._fail("its kernel is generated but the graph has no generator; add one or store it")
-        if self.generator is not None and not tiled:
-            raise ConfigError(f"graph {self.name!r}: no node uses the generator; leave it out")
-        self.shapes()
+        self.plan  # noqa: B018  checks shapes and heads
 
     # -- what follows from the definition ---------------------------------------------------------------------------
 
@@ -205,9 +174,44 @@ class Graph:
                 return node
         raise ConfigError(f"graph {self.name!r}: no node is called {name!r}; choose one of its nodes")
 
-    def tiled_nodes(self) -> tuple[Node, ...]:
+    def generated_nodes(self) -> tuple[Node, ...]:
         """The nodes whose kernels are generated, in running order."""
-        return tuple(node for node in self.nodes if node.head == "tiled")
+        return tuple(node for node in self.nodes if node.head.generated)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Generators and heads; ConfigError naming the graph if the specifications do not go together."""
+        kernels = self.kernel_shapes()
+        try:
+            return make_plan({n.name: (n.head.resolved(n.op, kernels[n.name]), kernels[n.name]) for n in self.generated_nodes()})
+        except ConfigError as error:
+            raise ConfigError(f"graph {self.name!r}: {error}") from error
+
+    def kinds(self) -> dict[str, str]:
+        """Kind (`pyhtpw.nets.heads.NODE_KINDS`) of every node with a kernel, in running order."""
+        first = next((node.name for node in self.nodes if node.op == "pointwise"), None)
+        return {n.name: node_kind(n.op, n.name == first) for n in self.nodes if n.op in _WEIGHT_OPS}
+
+    def with_heads(self, heads: Mapping[str, object]) -> Graph:
+        """The same network with kernels from other heads.
+
+        Parameters
+        ----------
+        heads
+            By kind ("pw", "pw1", "depthwise", "conv", "fc") or by node ("pw3", or "block3.pw" for it, which is stronger), each a
+            specification or its text. Nodes that no entry speaks of keep their heads.
+
+        Raises
+        ------
+        ConfigError
+            For keys that name nothing, and specifications that make no sense.
+        """
+        specs = resolve_keys(heads, self.kinds())
+        return replace(self, nodes=tuple(replace(n, head=specs.get(n.name, n.head)) for n in self.nodes))
+
+    def stored(self) -> Graph:
+        """The same network with every kernel stored in 8 bits."""
+        return replace(self, nodes=tuple(replace(node, head=HeadSpec()) for node in self.nodes))
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Output shape (T, C) of "input" and of every node; ConfigError where inputs do not fit."""
@@ -242,21 +246,22 @@ class Graph:
         found: dict[str, tuple[int, ...]] = {}
         kernels = self.kernel_shapes()
         for node in self.nodes:
-            if node.head == "tiled":
-                found[f"{node.name}.codes"] = (self.generator.tiles(prod(kernels[node.name])), self.generator.dz)
+            if node.head.generated:
+                spec = node.head.resolved(node.op, kernels[node.name])
+                tiles = -(-prod(kernels[node.name]) // spec.tile) if spec.tiles else 1
+                found.update({f"{node.name}.ids": (tiles,)} if spec.kind == "codebook" else {f"{node.name}.codes": (tiles, spec.dz)})
             elif node.name in kernels:
                 found[f"{node.name}.weight"] = kernels[node.name]
             if node.op == "fc":
                 found[f"{node.name}.bias"] = (node.cout,)
             if node.norm:
-                for part in ("gamma", "beta", *RUNNING):
+                for part in ("gamma", "beta", "mean", "var"):
                     found[f"{node.name}.{part}"] = (node.cout,)
-        if self.generator is not None:
-            found.update(self.generator.shapes())
+        found.update(self.plan.shapes())
         return found
 
     def trained_names(self) -> tuple[str, ...]:
-        """Names of the parameters an optimiser changes: all but the running statistics."""
+        """Names of the parameters an optimiser changes: all but the running statistics and ids."""
         return tuple(name for name in self.parameter_shapes() if not is_running(name))
 
     def parameter_count(self) -> int:
@@ -274,11 +279,17 @@ class Graph:
 
     def generator_macs(self) -> int:
         """Multiply-accumulates that make all generated kernels once, at boot."""
-        if self.generator is None:
-            return 0
-        kernels = self.kernel_shapes()
-        tiles = sum(self.generator.tiles(prod(kernels[node.name])) for node in self.tiled_nodes())
-        return tiles * sum(prod(shape) for name, shape in self.generator.shapes().items() if name.endswith("weight"))
+        total = 0
+        rows = {source: count for generator in self.plan.generators for source, count in generator.sources}
+        for head in self.plan.heads:
+            if head.generator is None:
+                continue
+            layers = sum(prod(shape) for name, shape in self.plan.generators[head.generator].shapes().items() if name.endswith("weight"))
+            each = head.rows * head.spec.width
+            if head.spec.kind == "factorised":
+                each = head.spec.rank * (head.spec.width + head.rows)
+            total += sum(rows[codes] for codes in head.codes) * (layers + each)
+        return total
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
@@ -286,21 +297,16 @@ class Graph:
         """Plain lists, dicts, strings and numbers, ready for JSON; `from_dict` reads them back."""
         plain = asdict(self)
         plain["input_shape"] = list(self.input_shape)
-        plain["nodes"] = [{**asdict(node), "inputs": list(node.inputs)} for node in self.nodes]
-        if self.generator is not None:
-            plain["generator"]["hidden"] = list(self.generator.hidden)
+        plain["nodes"] = [{**asdict(node), "inputs": list(node.inputs), "head": node.head.text()} for node in self.nodes]
         return plain
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> Graph:
         """The graph that `to_dict` wrote; ConfigError for missing or unknown entries."""
         top = _entries(Graph, plain, "graph")
-        generator = top.get("generator")
         try:
             nodes = tuple(Node(**_entries(Node, node, "node")) for node in top["nodes"])
-            if generator is not None:
-                generator = GeneratorSpec(**_entries(GeneratorSpec, generator, "generator"))
-            return Graph(**{**top, "nodes": nodes, "generator": generator})
+            return Graph(**{**top, "nodes": nodes})
         except TypeError as error:  # a number where a list belongs, or the like
             raise ConfigError(f"graph description is malformed ({error}); give the dict that to_dict wrote") from error
 
@@ -321,5 +327,5 @@ def _entries(kind: type, plain: object, what: str) -> dict[str, Any]:
 
 
 def is_running(name: str) -> bool:
-    """Whether the parameter ``name`` is a running statistic rather than a trained value."""
+    """Whether the parameter ``name`` is one of `RUNNING` rather than a trained value."""
     return name.rpartition(".")[2] in RUNNING

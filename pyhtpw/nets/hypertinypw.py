@@ -7,10 +7,21 @@ per-layer heads, which are larger than the kernels they make, all generated kern
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pyhtpw.errors import ConfigError
-from pyhtpw.nets.graph import INPUT, GeneratorSpec, Graph, Node, same_padding
+from pyhtpw.nets.graph import INPUT, Graph, Node, same_padding
+from pyhtpw.nets.heads import HeadSpec
+
+HEADS = {"pw": "tiled"}
+"""Heads of `hypertinypw` if nothing else is said: all pointwise kernels but the first from one tiled head."""
+
+WIDE = {
+    "widths": (48, 96, 96, 96, 96),
+    "heads": {"pw": "tiled", "pw1": "stored:bits=4", "depthwise": "stored:bits=4", "fc": "stored:bits=4"},
+}
+"""Options of `wide`."""
 
 
 def hypertinypw(
@@ -24,27 +35,26 @@ def hypertinypw(
     stem_kernel: int = 9,
     stem_stride: int = 4,
     kernel: int = 5,
-    generator: GeneratorSpec | None = GeneratorSpec(),  # noqa: B008  frozen
-    generated: bool = True,
+    heads: Mapping[str, str | HeadSpec] | None = None,
+    name: str = "",
 ) -> Graph:
     """Build the network for windows of ``t`` steps and ``channels_in`` channels.
 
     Stem convolution, then one block per width: depthwise, pointwise, and an addition of the block's input where the
     shapes agree (the ReLU then follows the addition), then the mean over time and the classifier.  Nodes are called
-    stem, dw1, pw1, add1 (if any), dw2, ..., pool, fc.  With ``generated`` False every kernel is stored, which is the
-    network "separable".  A single block has nothing to generate.  Raises ConfigError for sizes that make no network.
+    stem, dw1, pw1, add1 (if any), dw2, ..., pool, fc.  ``heads`` is what `Graph.with_heads` takes; kernels that it does not
+    speak of are stored.  Without it `HEADS` apply, of which a single block has nothing.  The graph is called ``name``, or else
+    "hypertinypw" if anything in it is generated and "separable" if not.  Raises ConfigError for sizes that make no network.
     """
     if len(widths) != len(strides) or not widths:
         raise ConfigError(
             f"hypertinypw: {len(widths)} widths and {len(strides)} strides; give as many of both, not none"
         )
-    if generated and generator is None:
-        raise ConfigError("hypertinypw: generated kernels need a generator; give one or set generated to False")
     sizes = {"t": t, "stem_kernel": stem_kernel, "stem_stride": stem_stride, "kernel": kernel}
     sizes.update({f"strides[{i}]": stride for i, stride in enumerate(strides)})
-    for name, size in sizes.items():  # the rest is for the graph to check, but these are divided by before it exists
+    for what, size in sizes.items():  # the rest is for the graph to check, but these are divided by before it exists
         if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"hypertinypw: {name} is {size!r}; give a whole number of at least 1")
+            raise ConfigError(f"hypertinypw: {what} is {size!r}; give a whole number of at least 1")
     nodes = [Node("stem", "conv", (INPUT,), stem, stem_kernel, stem_stride, norm=True, relu=True)]
     steps, _ = same_padding(t, stem_kernel, stem_stride)
     source, channels = "stem", stem
@@ -52,24 +62,28 @@ def hypertinypw(
         shape = (steps, channels)
         steps, _ = same_padding(steps, kernel, stride)
         residual = shape == (steps, width)
-        head = "tiled" if generated and i > 1 else "stored"
         nodes.append(Node(f"dw{i}", "depthwise", (source,), channels, kernel, stride, norm=True, relu=True))
-        nodes.append(Node(f"pw{i}", "pointwise", (f"dw{i}",), width, norm=True, relu=not residual, head=head))
+        nodes.append(Node(f"pw{i}", "pointwise", (f"dw{i}",), width, norm=True, relu=not residual))
         if residual:
             nodes.append(Node(f"add{i}", "add", (source, f"pw{i}"), width, relu=True))
         source, channels = nodes[-1].name, width
     nodes.append(Node("pool", "avgpool", (source,), channels))
     nodes.append(Node("fc", "fc", ("pool",), classes))
-    uses_generator = any(node.head == "tiled" for node in nodes)
-    return Graph(
-        "hypertinypw" if generated else "separable",
-        (t, channels_in),
-        classes,
-        tuple(nodes),
-        generator if uses_generator else None,
-    )
+    graph = Graph(name or "separable", (t, channels_in), classes, tuple(nodes))
+    if heads is None:
+        heads = HEADS if len(widths) > 1 else {}
+    graph = graph.with_heads(heads)
+    return replace(graph, name=name or ("hypertinypw" if graph.generated_nodes() else "separable"))
 
 
 def separable(t: int, channels_in: int = 1, classes: int = 2, **options: object) -> Graph:
-    """The same network with every kernel stored: the plain alternative that generation is measured against."""
-    return hypertinypw(t, channels_in, classes, **{**options, "generated": False})
+    """The same network with every kernel stored (in 8 bits, or as ``heads`` says): the plain alternative."""
+    return hypertinypw(t, channels_in, classes, **{"heads": {}, **options})
+
+
+def wide(t: int, channels_in: int = 1, classes: int = 2, **options: object) -> Graph:
+    """A wider network, 32,256 weights of which are generated, in which what is stored beside them weighs less.
+
+    Its depthwise kernels and classifier are stored in 4 bits, as its generated kernels leave them no room to be the larger part.
+    """
+    return hypertinypw(t, channels_in, classes, **{**WIDE, "name": "hypertinypw-wide", **options})

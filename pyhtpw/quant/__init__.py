@@ -1,4 +1,4 @@
-"""Float model -> integer model: calibrated activation ranges, int8 weights, integer generator, 16-bit multipliers."""
+"""Float model -> integer model: calibrated activation ranges, integer kernels, generators and heads, compact multipliers."""
 
 from pyhtpw.quant.quantise import quantise
 

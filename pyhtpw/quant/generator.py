@@ -1,94 +1,76 @@
-"""The float generator, head and codes in integers, and the kernels that this integer generator makes.
+"""Synthesis in integers: the kernels that generators and heads make, from the definition in docs/SPEC.md section 5.
 
-The kernels are computed here as well (in int64 numpy, from the definition in docs/SPEC.md section 5), because the layers that
-use them need their real scale and their rounding error. `pyhtpw.verify` proves them equal to what the device caches.
+The layers that use generated kernels need their real scale and their rounding error, so the quantiser makes them as the device will.
+`pyhtpw.verify` proves them equal to what the device caches.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from math import prod
 
 import numpy as np
 
-from pyhtpw.errors import QuantiseError
-from pyhtpw.image.integer import Layer, Tiled
-from pyhtpw.nets.graph import Graph
-from pyhtpw.quant.scales import multiplier
+from pyhtpw.image import integer
+from pyhtpw.image.integer import Generated, Generator, IntegerModel, Matrix, Op
+from pyhtpw.train.heads import seeded_matrix
 
-
-@dataclass(frozen=True)
-class IntegerGenerator:
-    """Integer layers, head and codes; `kernels`: node -> int8 (Cout, Cin); `scale`: real value of one LSB of a kernel."""
-
-    layers: tuple[Layer, ...]
-    heads: tuple[Layer, ...]
-    sources: dict[str, Tiled]
-    kernels: dict[str, np.ndarray]
-    scale: float
+WIDE, NARROW = 127, 7
+"""Largest weight of a generated kernel."""
 
 
 def _requantise(acc: np.ndarray, m: int, shift: int) -> np.ndarray:
     """`rq` of docs/SPEC.md section 2 on int64 arrays."""
     right = max(-shift, 0)
-    high = ((acc << max(shift, 0)) * (m << 16) + (1 << 30)) >> 31
+    high = ((acc << max(shift, 0)) * m + (1 << 30)) >> 31
     mask = (1 << right) - 1
     return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))
 
 
-def run_layer(layer: Layer, x: np.ndarray, low: int) -> np.ndarray:
-    """One integer layer on rows of `x` (rows, cols): int64 results clamped to [low, 127]."""
-    acc = x @ layer.weights.astype(np.int64).T + layer.biases.astype(np.int64)
-    return np.clip(_requantise(acc, layer.multiplier, layer.shift), low, 127)
+def run_matrix(matrix: Matrix, x: np.ndarray, low: int, high: int = WIDE) -> np.ndarray:
+    """One integer layer on rows of `x` (rows, cols): int64 results clamped to [low, high]."""
+    acc = x @ matrix.weights.astype(np.int64).T + matrix.biases.astype(np.int64)
+    return np.clip(_requantise(acc, matrix.multiplier, matrix.shift), low, high)
 
 
-def _symmetric(values: np.ndarray, bits: int) -> tuple[np.ndarray, float]:
-    """Symmetric integers of `bits` bits and their scale."""
-    top = (1 << (bits - 1)) - 1
-    scale = np.abs(values).max() / top
-    if not np.isfinite(scale):
-        raise QuantiseError("the generator has weights that are not finite: the float model has diverged")
-    scale = scale or 1.0
-    return np.clip(np.rint(values / scale), -top, top).astype(np.int64), float(scale)
+def run_generator(generator: Generator, codes: np.ndarray) -> np.ndarray:
+    """Codes (rows, dz) -> h (rows, d), int64."""
+    x = codes.astype(np.int64)
+    for layer in generator.layers:
+        x = run_matrix(layer, x, 0)
+    return x
 
 
-def quantise_generator(graph: Graph, params: dict[str, np.ndarray], *, weight_bits: int = 8) -> IntegerGenerator:
-    """Quantises the shared generator, the tiled head and all codes.
+def seeded_layer(head: integer.Seeded, cols: int) -> Matrix:
+    """The matrix of a seeded head as a layer."""
+    weights = seeded_matrix(head.seed, head.tile, cols).astype(np.int64)
+    return Matrix(weights, np.zeros(head.tile, np.int64), head.multiplier, head.shift)
 
-    Codes: one scale for the model, as in training (`code_bits` from the graph), so that integer codes are exactly the
-    fake-quantised ones. Embeddings: the largest value over all tiles is 127. Kernels: the largest weight over all layers is 127.
-    """
-    spec = graph.generator
-    names = [node.name for node in graph.nodes if node.head == "tiled"]
-    all_codes = np.concatenate([params[f"{n}.codes"].astype(np.float64).ravel() for n in names])
-    _, code_scale = _symmetric(all_codes, spec.code_bits)
-    top = (1 << (spec.code_bits - 1)) - 1
-    codes = {n: np.clip(np.rint(params[f"{n}.codes"] / code_scale), -top, top).astype(np.int64) for n in names}
 
-    x = np.concatenate([codes[n] for n in names])
-    real = x * code_scale
-    scale, layers = code_scale, []
-    for i in range(len(spec.hidden)):
-        weight = params[f"generator.{i}.weight"].astype(np.float64)
-        bias = params[f"generator.{i}.bias"].astype(np.float64)
-        w, w_scale = _symmetric(weight, weight_bits)
-        real = np.maximum(real @ weight.T + bias, 0)
-        h_scale = (real.max() or 1.0) / 127
-        m, shift = multiplier(scale * w_scale / h_scale)
-        layers.append(Layer(w, np.rint(bias / (scale * w_scale)).astype(np.int64), m, shift, weight_bits))
-        x, scale = run_layer(layers[-1], x, 0), h_scale
+def run_head(model: IntegerModel, at: int, codes: np.ndarray, high: int = WIDE) -> np.ndarray:
+    """What head number `at` makes of `codes` (rows, dz), or a codebook of ids (rows,): int64 (rows, tile or n)."""
+    head = model.heads[at]
+    if isinstance(head, integer.Codebook):
+        if head.of is None:
+            return head.entries.astype(np.int64)[codes]
+        return run_head(model, head.of, head.entries, high)[codes]
+    generator = model.generators[head.generator]
+    h = run_generator(generator, codes)
+    if isinstance(head, integer.Factorised):
+        b = model.heads[head.b].b if isinstance(head.b, int) else head.b
+        a = model.heads[head.a].a if isinstance(head.a, int) else head.a
+        return run_matrix(a, run_matrix(b, h, -WIDE), -high, high)
+    matrix = seeded_layer(head, generator.width) if isinstance(head, integer.Seeded) else head.matrix
+    return run_matrix(matrix, h, -high, high)
 
-    weight = params["head.weight"].astype(np.float64)
-    w, w_scale = _symmetric(weight, weight_bits)
-    kernel_scale = (np.abs(real @ weight.T).max() or 1.0) / 127
-    m, shift = multiplier(scale * w_scale / kernel_scale)
-    head = Layer(w, np.zeros(len(w), np.int64), m, shift, weight_bits)
-    tiles = run_layer(head, x, -127)
 
-    kernels, sources, at = {}, {}, 0
-    shapes = graph.shapes()
-    for name in names:
-        node = graph.node(name)
-        shape = (node.cout, shapes[node.inputs[0]][1])
-        count = len(codes[name])
-        kernels[name] = tiles[at : at + count].ravel()[: shape[0] * shape[1]].reshape(shape).astype(np.int8)
-        sources[name] = Tiled(codes[name], shape)
-        at += count
-    return IntegerGenerator(tuple(layers), (head,), sources, kernels, kernel_scale)
+def kernel_of(model: IntegerModel, op: Op) -> np.ndarray:
+    """The int8 kernel of an operator, in the shape of docs/SPEC.md section 1, stored or made."""
+    weights = op.weights
+    if not isinstance(weights, Generated):
+        return weights.values
+    made = run_head(model, weights.head, weights.codes, NARROW if weights.narrow else WIDE)
+    flat = made.reshape(-1)[: prod(weights.shape)].astype(np.int8)
+    if op.kind == "depthwise":  # made filter by filter
+        rows, columns, channels = weights.shape
+        return np.ascontiguousarray(flat.reshape(channels, rows, columns).transpose(1, 2, 0))
+    return flat.reshape(weights.shape)

@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from pyhtpw.errors import QuantiseError
 from pyhtpw.image.integer import AddScalars, Info, IntegerModel, Op, Stored, Tensor, Window
 from pyhtpw.nets.graph import INPUT, Graph, Node, same_padding
-from pyhtpw.quant.generator import IntegerGenerator, quantise_generator
-from pyhtpw.quant.scales import Scale, fit_range, multiplier, requant
+from pyhtpw.quant.heads import IntegerHeads, image_shape, quantise_heads
+from pyhtpw.quant.scales import COMPACT, HALF, Scale, factors, fit_range, multiplier, requant
+from pyhtpw.quant.stored import nearest, quantise_stored
+from pyhtpw.train.kernels import single_blas
+from pyhtpw.train.layers import chain
 from pyhtpw.train.model import Model
+from pyhtpw.train.workspace import Workspace
 
 EPS = 1e-5  # of BatchNorm, as in pyhtpw.train
 ADD_LEFT_SHIFT = 20  # TensorFlow Lite's choice for int8
@@ -24,6 +29,7 @@ def quantise(
     classes: tuple[str, ...],
     sample_rate: float,
     recalibrate: bool = True,
+    compact: bool = True,
 ) -> IntegerModel:
     """Post-training quantisation.
 
@@ -39,8 +45,12 @@ def quantise(
     sample_rate
         Hz, for the image's INFO.
     recalibrate : bool
-        Re-estimate the statistics of every normalisation that follows a generated kernel with the integer kernels in place
-        of the float ones, so that their rounding shifts no mean and no variance.
+        Correct the statistics of every normalisation that follows a generated kernel, or one of less than 8 bits, by what the integer kernels
+        in place of the float ones change on the calibration windows, so that their rounding shifts no mean and no variance.
+    compact : bool
+        Multipliers of one byte (form 1 of docs/SPEC.md 4.3) instead of two. Stored kernels are quantised with the scales that these exactly stand
+        for, so that it costs them nothing; the gain behind a generated kernel is rounded (relative error at most 2^-9), and its bias
+        set so that the mean of the output stays where it was.
 
     Returns
     -------
@@ -55,13 +65,12 @@ def quantise(
     calibration = np.ascontiguousarray(calibration, np.float32)
     if not np.isfinite(calibration).all():
         raise QuantiseError("calibration windows hold NaN or infinity: clean the data first")
-    generator = quantise_generator(graph, dict(params)) if graph.generator else None
-    if generator is None:
-        network, values = graph, dict(params)
-    else:
-        network, values = _with_kernels(graph, params, generator)
-        if recalibrate:
-            values = _recalibrated(network, values, calibration, set(generator.kernels))
+    heads = quantise_heads(graph, params)
+    network, values, rounded = _with_kernels(graph, params, heads)
+    if recalibrate and rounded:
+        exact = {f"{name}.weight": kernel for name, kernel in Model(graph, params).kernels().items()}
+        before, _ = _statistics(network, {**values, **exact}, calibration, None, rounded)
+        _, values = _statistics(network, values, calibration, before, rounded)
     acts = Model(network, values).activations(calibration)
     scales = {name: fit_range(x, clip=name != graph.nodes[-1].name) for name, x in acts.items()}
 
@@ -71,7 +80,7 @@ def quantise(
         if node.op == "avgpool":  # no rescaling in a pool: its output has the scale of its input
             scales[node.name] = scales[node.inputs[0]]
         try:
-            ops.append(_op(node, values, scales, shapes, index, generator))
+            ops.append(_op(node, params, values, scales, shapes, index, heads, COMPACT if compact else HALF))
         except QuantiseError as error:
             raise QuantiseError(f"node {node.name}: {error}") from error
         index[node.name] = len(ops)
@@ -89,9 +98,8 @@ def quantise(
         Tensor(1, t, c, scale.zero_point),
         tuple(ops),
         info,
-        generator.layers if generator else (),
-        generator.heads if generator else (),
-        graph.generator.code_bits if generator else 4,
+        heads.generators,
+        heads.heads,
         {"scales": {name: (s.scale, s.zero_point) for name, s in scales.items()}},
     )
 
@@ -101,73 +109,110 @@ def with_threshold(model: IntegerModel, threshold: float) -> IntegerModel:
     return replace(model, info=replace(model.info, threshold=float(np.float32(threshold))))
 
 
-def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], generator: IntegerGenerator):
-    """The same network with its generated kernels stored, as the reals that the integer kernels stand for."""
-    nodes = tuple(replace(node, head="stored") for node in graph.nodes)
-    network = replace(graph, nodes=nodes, generator=None)
-    values = {name: params[name] for name in network.parameter_shapes() if name in params}
-    for name, kernel in generator.kernels.items():
-        values[f"{name}.weight"] = (kernel * generator.scale).astype(np.float32)
-    return network, values
-
-
-def _recalibrated(graph: Graph, values: dict, x: np.ndarray, nodes: set[str]) -> dict:
-    """Statistics of the given normalisations re-estimated, in network order, each with the ones before it in place."""
-    values = dict(values)
+def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: IntegerHeads):
+    """The same network with all kernels stored, as the reals that integers stand for; and the nodes that this changes noticeably."""
+    network = graph.stored()
+    values = {name: np.asarray(params[name], np.float32) for name in network.parameter_shapes() if name in params}
+    rounded = set(heads.kernels)
+    for name, kernel in heads.kernels.items():
+        values[f"{name}.weight"] = (kernel * heads.scales[name]).astype(np.float32)
     for node in graph.nodes:
-        if node.name not in nodes or not node.norm:
-            continue
-        acts = Model(graph, values).activations(x)
-        source = acts[node.inputs[0]].reshape(-1, acts[node.inputs[0]].shape[-1]).astype(np.float64)
-        kernel = values[f"{node.name}.weight"].astype(np.float64)
-        mean, covariance = source.mean(0), np.cov(source, rowvar=False, bias=True).reshape(kernel.shape[1], -1)
-        values[f"{node.name}.mean"] = (kernel @ mean).astype(np.float32)
-        values[f"{node.name}.var"] = np.einsum("oi,ij,oj->o", kernel, covariance, kernel).astype(np.float32)
-    return values
+        if node.head.kind == "stored" and (node.head.bits < 8 or node.head.per_tensor):
+            try:
+                kernel, gain = _with_gain(node, params, _folded(node, params)[0])
+                kernel = nearest(kernel, node.head.bits, _channel_axis(node), node.head.per_tensor)
+            except QuantiseError as error:
+                raise QuantiseError(f"node {node.name}: {error}") from error
+            values[f"{node.name}.weight"] = np.ascontiguousarray(kernel / gain, np.float32)
+            rounded.add(node.name)
+    return network, values, rounded
 
 
-def _folded(node: Node, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel gain and offset that follow the convolution: y = gain * (W x) + offset."""
+def _channel_axis(node: Node) -> int:
+    """Axis of the output channel in the logical shape of a kernel."""
+    return 1 if node.op == "depthwise" else 0
+
+
+def _with_gain(node: Node, params: Mapping[str, np.ndarray], gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A stored kernel with the gain of its normalisation in it, and that gain in a shape that goes with the kernel's."""
+    kernel = np.asarray(params[f"{node.name}.weight"], np.float64)
+    shape = [1] * kernel.ndim
+    shape[_channel_axis(node)] = -1
+    gain = gain.reshape(shape)
+    return kernel * gain, gain
+
+
+def _statistics(graph: Graph, values: dict, x: np.ndarray, change: Mapping[str, tuple[np.ndarray, np.ndarray]] | None, nodes: set[str]):
+    """Mean and variance of what reaches the given normalisations, in network order, each corrected before the next is looked at.
+
+    Without `change` nothing is corrected. With it, a normalisation whose input had the statistics `change` tells has its own corrected by what they
+    have become; the corrected parameters are returned as well.
+    """
+    values, found, outputs = dict(values), {}, {INPUT: x}
+    work = Workspace(np.float32)
+    with single_blas():
+        for node in graph.nodes:
+            passed = [outputs[source] for source in node.inputs]
+            for i, layer in enumerate(chain(node, work)):
+                if i == 1 and node.norm and node.name in nodes:
+                    before = passed[0].reshape(-1, node.cout)
+                    mean, var = before.mean(0, dtype=np.float64), before.var(0, dtype=np.float64)
+                    found[node.name] = mean, var
+                    if change is not None:
+                        was_mean, was_var = change[node.name]
+                        ratio = (var + EPS) / (was_var + EPS)
+                        values[f"{node.name}.mean"] = (values[f"{node.name}.mean"] + mean - was_mean).astype(np.float32)
+                        corrected = (values[f"{node.name}.var"] + EPS) * ratio - EPS
+                        values[f"{node.name}.var"] = np.maximum(corrected, 0).astype(np.float32)
+                passed = [layer.forward(passed, values, False)]
+            outputs[node.name] = passed[0]
+    return found, values
+
+
+def _folded(node: Node, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per channel, what follows the kernel: y = gain * (W x - mean) + offset."""
     if not node.norm:
         bias = values.get(f"{node.name}.bias", np.zeros(node.cout))
-        return np.ones(node.cout), np.asarray(bias, np.float64)
+        return np.ones(node.cout), np.zeros(node.cout), np.asarray(bias, np.float64)
     gamma, beta, mean, var = (
         np.asarray(values[f"{node.name}.{part}"], np.float64) for part in ("gamma", "beta", "mean", "var")
     )
     gain = gamma / np.sqrt(var + EPS)
     if (gain <= 0).any():
         raise QuantiseError("a normalisation gain is not positive, which an integer kernel cannot absorb")
-    return gain, beta - mean * gain
+    return gain, mean, beta
 
 
-def _linear(node: Node, values, x: Scale, y: Scale, generator: IntegerGenerator | None) -> dict:
-    """Weights and requantisation of a conv, depthwise, pointwise or fc node."""
-    gain, offset = _folded(node, values)
-    if generator is not None and node.name in generator.sources:
-        weights, w_scale = generator.sources[node.name], gain * generator.scale
+def _linear(node: Node, params, values, scales: dict[str, Scale], heads: IntegerHeads, bits: int) -> dict:
+    """Weights and requantisation of a conv, depthwise, pointwise or fc node; may widen the output's scale."""
+    gain, mean, offset = _folded(node, values)
+    x, y = scales[node.inputs[0]], scales[node.name]
+    if node.name in heads.sources:
+        weights, step = heads.sources[node.name], heads.scales[node.name]
+        if node.op == "fc":
+            # the logits' own scale is free: take the next wider one that the multiplier exactly stands for
+            wished = x.scale * step / y.scale
+            found = factors(np.array([wished]), bits).real[0]
+            if found > wished:
+                found = factors(np.array([wished * (1 - 2.0 ** (1 - bits))]), bits).real[0]
+            y = scales[node.name] = Scale(x.scale * step / found, y.zero_point)
+        scaling = factors(x.scale * step * gain / y.scale, bits)
+        gain = scaling.real * y.scale / (x.scale * step)  # what is really applied
+        w_scale = gain * step
     else:
-        weight = np.asarray(values[f"{node.name}.weight"], np.float64)
-        channel = 1 if node.op == "depthwise" else 0  # axis of the output channel
-        weight = weight * (gain if channel == 1 else gain.reshape(-1, *[1] * (weight.ndim - 1)))
-        w_scale = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != channel)) / 127
-        # a channel of zeros has no scale of its own; give it one that its bias can be expressed in
-        w_scale = np.where(w_scale > 1e-12, w_scale, max(w_scale.max(), 1e-6))
-        q = np.rint(weight / (w_scale if channel == 1 else w_scale.reshape(-1, *[1] * (weight.ndim - 1))))
-        q = np.clip(q, -127, 127).astype(np.int8)
-        if node.op == "conv":
-            q = q.reshape(q.shape[0], 1, q.shape[1], q.shape[2])
-        elif node.op == "depthwise":
-            q = q.reshape(1, *q.shape)
-        weights = Stored(q)
-    return {
-        "weights": weights,
-        "requant": requant(x.scale * w_scale / y.scale, offset / (x.scale * w_scale)),
-    }
+        kernel, head = _with_gain(node, params, gain)[0], node.head
+        q, scaling = quantise_stored(kernel, y.scale / x.scale, head.bits, bits, _channel_axis(node), head.per_tensor)
+        weights = Stored(q.reshape(image_shape(node.op, q.shape)), head.bits, head.narrow)
+        w_scale = scaling.real * y.scale / x.scale
+    shape = weights.shape if node.name in heads.sources else weights.values.shape
+    products = prod(shape[:-1]) if node.op == "depthwise" else prod(shape[1:])
+    return {"weights": weights, "requant": requant(scaling, (offset - mean * gain) / (x.scale * w_scale), products)}
 
 
-def _op(node: Node, values, scales: dict[str, Scale], shapes, index, generator) -> Op:
+def _op(node: Node, params, values, scales: dict[str, Scale], shapes, index, heads: IntegerHeads, bits: int) -> Op:
     t_in, _ = shapes[node.inputs[0]]
     t_out, c_out = shapes[node.name]
+    linear = _linear(node, params, values, scales, heads, bits) if node.op not in ("add", "avgpool") else {}
     x, y = scales[node.inputs[0]], scales[node.name]
     common = {
         "name": node.name,
@@ -184,7 +229,6 @@ def _op(node: Node, values, scales: dict[str, Scale], shapes, index, generator) 
         return Op(kind="add", add=add, **common)
     if node.op == "avgpool":
         return Op(kind="avgpool", window=Window((1, t_in)), **common)
-    linear = _linear(node, values, x, y, generator)
     if node.op in ("pointwise", "fc"):
         return Op(kind="conv1x1" if node.op == "pointwise" else "fc", **linear, **common)
     _, left = same_padding(t_in, node.kernel, node.stride)

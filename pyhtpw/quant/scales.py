@@ -58,31 +58,74 @@ def fit_range(values: np.ndarray, clip: bool = True) -> Scale:
     return best
 
 
-def multiplier(real: float) -> tuple[int, int]:
-    """(m, shift) with real ~ m * 2^(shift - 15) and m in [2^14, 2^15): the 16-bit multiplier of docs/SPEC.md section 2.
+FULL, HALF, COMPACT = 31, 15, 9
+"""Bits of a multiplier that may be set: the forms 2 (u32), 0 (u16) and 1 (u8) of docs/SPEC.md 4.3."""
 
-    The relative error is below 2^-15. Too small a factor becomes (0, 0). Raises QuantiseError for a negative or too large one.
+
+def multiplier(real: float, bits: int = FULL) -> tuple[int, int]:
+    """(M, shift) with real ~ M * 2^(shift - 31), M in [2^30, 2^31) and a multiple of 2^(31 - bits).
+
+    The relative error is at most 2^-bits. Too small a factor becomes (0, 0), with `bits` COMPACT, which has no 0, (2^30, -31): 0 all the same for
+    every sum that docs/SPEC.md section 7 allows. Raises QuantiseError for a negative or too large one.
     """
     if not np.isfinite(real) or real < 0:
         raise QuantiseError(f"a requantisation factor is {real}: it must be finite and not negative")
     fraction, exponent = np.frexp(real)
-    m = int(np.rint(fraction * (1 << 15)))
-    if m == 1 << 15:
-        m, exponent = 1 << 14, exponent + 1
+    m = int(np.rint(fraction * (1 << bits)))
+    if m == 1 << bits:
+        m, exponent = m >> 1, exponent + 1
     if m == 0 or exponent < -31:
-        return 0, 0
+        return (1 << 30, -31) if bits == COMPACT else (0, 0)
     if exponent > 30:
         raise QuantiseError(f"a requantisation factor is {real}: larger than 2^30")
-    return m, int(exponent)
+    return m << (31 - bits), int(exponent)
 
 
-def requant(factors: np.ndarray, biases: np.ndarray) -> Requant:
-    """Metadata of one operator from real factors (channels,) and biases in units of the accumulator."""
-    pairs = np.array([multiplier(f) for f in factors], np.int64)
-    live = pairs[:, 0] > 0
-    if live.any():  # a dead channel takes any shift: one that is there already costs no bits
+@dataclass(frozen=True)
+class Factors:
+    """Multipliers and shifts, (channels,) int64 each, and the reals that they exactly stand for."""
+
+    multipliers: np.ndarray
+    shifts: np.ndarray
+
+    @property
+    def real(self) -> np.ndarray:
+        """float64 (channels,)."""
+        return np.ldexp(self.multipliers.astype(np.float64), (self.shifts - 31).astype(int))
+
+
+def factors(reals: np.ndarray, bits: int) -> Factors:
+    """`multiplier` of every channel. A channel whose factor is 0 takes a shift that is there already, which costs no bits."""
+    reals = np.atleast_1d(reals)
+    pairs = np.array([multiplier(r, bits) for r in reals], np.int64).reshape(-1, 2)
+    live = reals > 0
+    if live.any():
         pairs[~live, 1] = pairs[live, 1].max()
+    return Factors(pairs[:, 0], pairs[:, 1])
+
+
+def requant(scaling: Factors, biases: np.ndarray, products: int) -> Requant:
+    """Metadata of one operator, per tensor where all channels agree.
+
+    Parameters
+    ----------
+    scaling
+        Of all channels.
+    biases
+        (channels,) in units of the accumulator; rounded here.
+    products
+        Number of products in one sum, for the bound of docs/SPEC.md section 7.
+
+    Raises
+    ------
+    QuantiseError
+        If a sum could leave that bound.
+    """
     biases = np.rint(biases)
-    if np.abs(biases).max(initial=0) >= 1 << 30:
+    left = max(int(scaling.shifts.max()), 0)
+    if (products * 255 * 128 + np.abs(biases).max(initial=0)) * 2.0**left >= 1 << 30:
         raise QuantiseError("a bias leaves the range of the accumulator: a weight scale is close to zero")
-    return Requant(pairs[:, 0], pairs[:, 1], biases.astype(np.int64))
+    m, shifts = scaling.multipliers, scaling.shifts
+    if (m == m[0]).all() and (shifts == shifts[0]).all():
+        m, shifts = m[:1], shifts[:1]
+    return Requant(m, shifts, biases.astype(np.int64))

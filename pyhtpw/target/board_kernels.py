@@ -12,6 +12,7 @@ filled by `collect`. The functions are those of the table that `htpw_backend_get
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -126,8 +127,8 @@ class BoardEmulator:
     Every call starts a board, which takes a fraction of a second; `BoardTarget` performs many at once.
     """
 
-    def __init__(self, cpu: str = "cortex-m55", *, compiler: str = "auto", opt: str = "-O3") -> None:
-        self._build = {"cpu": cpu, "compiler": compiler, "opt": opt}
+    def __init__(self, cpu: str = "cortex-m55", *, compiler: str = "auto", opt: str = "-O3", defines: Sequence[str] = ()) -> None:
+        self._build = {"cpu": cpu, "compiler": compiler, "opt": opt, "defines": defines}
 
     def __enter__(self) -> "BoardEmulator":
         return self

@@ -44,7 +44,7 @@ class Emulator:
 
     Parameters
     ----------
-    cpu, compiler, opt, extra, roots
+    cpu, compiler, opt, extra, roots, defines
         As `toolchain.build` takes them.
 
     Attributes
@@ -65,11 +65,12 @@ class Emulator:
         opt: str = "-O3",
         extra: Sequence[str | os.PathLike] = (),
         roots: Sequence[str] = toolchain.LIBRARY,
+        defines: Sequence[str] = (),
     ) -> None:
         core = toolchain.cpu_named(cpu)
         if core.unicorn is None:
             raise ConfigError(f"unicorn has no {cpu}: run it on a QEMU board (pyhtpw.target.qemu)")
-        self._build = {"cpu": core, "compiler": compiler, "opt": opt, "extra": extra, "roots": roots}
+        self._build = {"cpu": core, "compiler": compiler, "opt": opt, "extra": extra, "roots": roots, "defines": defines}
         self._elf: toolchain.Elf | None = None
         self._worker: subprocess.Popen | None = None
         self._errors: Any = None

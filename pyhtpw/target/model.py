@@ -72,11 +72,11 @@ class TargetModel:
         emulator.write(self.image_address, image)
         self._model = self._alloc("model", emulator.call("htpw_sizeof_model"), 8)
         self._context = self._alloc("context", emulator.call("htpw_sizeof_context"), 8)
-        self._words = self._alloc("plan", 16, 4)  # struct htpw_plan: 4 u32, struct htpw_kernel_info: 2
+        self._words = self._alloc("plan", 24, 4)  # struct htpw_plan: 6 u32, struct htpw_kernel_info: 2
         self._call("htpw_model_open", self._model, self.image_address, len(image), count=self._count)
         self.open_instructions = emulator.instructions
         self._call("htpw_plan_memory", self._model, self._backend, self._words)
-        self.plan = Plan(*struct.unpack("<4I", emulator.read(self._words, 16)))
+        self.plan = Plan(*struct.unpack("<6I", emulator.read(self._words, 24)))
         self.arena_address = self._alloc("arena", max(self.plan.arena, 1), 4)
         self.cache_address = self._alloc("cache", self.plan.cache, 4) if self.plan.cache else 0
         self._input = self._alloc("input", self.plan.input, 1)
@@ -115,8 +115,8 @@ class TargetModel:
         return self.emulator.read(address, 24).split(b"\0")[0].decode()
 
     @property
-    def generated(self) -> list[Kernel]:
-        """The generated kernels, in operator order, as the core reports them."""
+    def cached(self) -> list[Kernel]:
+        """The cached kernels, in operator order, as the core reports them."""
         found: list[Kernel] = []
         while True:
             try:
@@ -128,7 +128,7 @@ class TargetModel:
     def kernels(self) -> dict[int, np.ndarray]:
         """Operator index -> row-major int8 bytes of the generated kernels, read out of the emulated cache by the library."""
         found = {}
-        for layer, kernel in enumerate(self.generated):
+        for layer, kernel in enumerate(self.cached):
             address = self._alloc("kernel", kernel.bytes, 1)
             self._call("htpw_kernel_read", self._context, layer, address, kernel.bytes)
             found[kernel.op] = np.frombuffer(self.emulator.read(address, kernel.bytes), np.int8)

@@ -105,6 +105,7 @@ def build(
     compiler: str = "auto",
     extra: Sequence[str | os.PathLike] = (),
     roots: Sequence[str] = toolchain.LIBRARY,
+    defines: Sequence[str] = (),
 ) -> toolchain.Elf:
     """The library and `board.c` for the board of a core; parameters as `toolchain.build` takes them."""
     if cpu not in BOARDS:
@@ -113,7 +114,7 @@ def build(
     for name in ("CODE", "RAM", "IMAGE", "IMAGE_BYTES"):
         layout = layout.replace(f"@{name}@", f"{getattr(board, name.lower()):#x}")
     more = [toolchain.HERE / "board.c", *extra]
-    return toolchain.build(cpu, opt=opt, compiler=compiler, extra=more, roots=roots, layout=layout)
+    return toolchain.build(cpu, opt=opt, compiler=compiler, extra=more, roots=roots, layout=layout, defines=defines)
 
 
 def memory(elf: toolchain.Elf, address: int, size: int) -> bytes:

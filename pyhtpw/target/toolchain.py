@@ -253,7 +253,7 @@ class Elf:
 
 def sources() -> list[Path]:
     """The C files of the library. Raises ToolError where the package was installed without them."""
-    found = sorted(p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in CSRC.glob(pattern))
+    found = sorted(p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in CSRC.glob(pattern))
     if not found:
         raise ToolError(f"{CSRC} has no C files: building for Cortex-M needs a checkout of the project, not only its wheel")
     return found
@@ -282,6 +282,7 @@ def build(
     extra: Sequence[str | os.PathLike] = (),
     roots: Sequence[str] = LIBRARY,
     layout: str | None = None,
+    defines: Sequence[str] = (),
 ) -> Elf:
     """Compiles and links the library and the harness for one core.
 
@@ -301,6 +302,8 @@ def build(
         whole library; `API` is what firmware takes, and how its size is measured.
     layout : str, optional
         Text of a linker script with ROOTS in it, instead of that of the emulator.
+    defines : sequence of str
+        Macros, NAME or NAME=value, such as HTPW_CONFIG_NO_ARMV7EM_DSP, which leaves a backend out.
 
     Raises
     ------
@@ -310,6 +313,9 @@ def build(
     core = cpu if isinstance(cpu, Cpu) else cpu_named(cpu)
     if not re.fullmatch(r"-O[0123sz]", opt):
         raise ConfigError(f"unknown optimisation {opt!r}: use -O0, -O1, -O2, -O3, -Os or -Oz")
+    for define in defines:
+        if not re.fullmatch(r"[A-Za-z_]\w*(=\w*)?", define):
+            raise ConfigError(f"{define!r} is not a macro: use NAME or NAME=value")
     tool = find_compiler(compiler)
     more = [Path(path).resolve() for path in extra]
     for path in more:
@@ -317,6 +323,7 @@ def build(
             raise ConfigError(f"{path}: no such C file")
     files = [*sources(), HERE / "runtime.c", *more]
     before, after = [*tool.target(core), f"-mfloat-abi={core.float_abi}", opt, *COMPILE, "-Icsrc"], [*LINK, "-lgcc"]
+    before += [f"-D{define}" for define in defines]
     # zig's compiler driver knows no --undefined, so the linker script says what to keep
     script = (layout or (HERE / "cortex_m.ld").read_text()).replace("ROOTS", " ".join(f".text.{name}" for name in roots))
     folder = cache_folder()

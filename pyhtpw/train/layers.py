@@ -2,7 +2,7 @@
 
 Every layer follows one protocol, `Layer`.  Its parameters are looked up by the full names of
 `pyhtpw.nets.graph`; for a node whose kernel is generated the caller puts the expanded kernel under
-``{node}.weight``, so that a layer never knows where its kernel came from.  `Generator` is what expands them.
+``{node}.weight``, so that a layer never knows where its kernel came from (`pyhtpw.train.heads` expands them).
 
 Arrays that a layer returns belong to its workspace: they hold until the layer's next call with the same purpose.
 """
@@ -10,12 +10,12 @@ Arrays that a layer returns belong to its workspace: they hold until the layer's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 import numpy as np
 
-from pyhtpw.nets.graph import Graph, Node, same_padding
+from pyhtpw.nets.graph import Node, same_padding
 from pyhtpw.train import kernels as K
+from pyhtpw.train.workspace import Workspace
 
 EPSILON = 1e-5
 """Added to every variance under a square root; the quantiser folds with the same value."""
@@ -24,22 +24,6 @@ MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics."""
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class Workspace:
-    """Scratch arrays that are allocated once and reused by every step."""
-
-    def __init__(self, dtype: np.dtype) -> None:
-        self.dtype = np.dtype(dtype)
-        self._flat: dict[str, np.ndarray] = {}
-
-    def get(self, tag: str, *shape: int) -> np.ndarray:
-        """An array of ``shape`` with arbitrary content; the memory behind ``tag`` grows to the largest use."""
-        size = prod(shape)
-        flat = self._flat.get(tag)
-        if flat is None or flat.size < size:
-            flat = self._flat[tag] = np.empty(size, self.dtype)
-        return flat[:size].reshape(shape)
 
 
 class Layer:
@@ -253,75 +237,3 @@ def chain(node: Node, work: Workspace) -> tuple[Layer, ...]:
     elif node.relu:
         layers.append(Relu(node, work))
     return tuple(layers)
-
-
-# -- generated kernels -------------------------------------------------------------------------------------------------
-
-
-def code_scale(codes: Sequence[np.ndarray], bits: int) -> float:
-    """The one step between code values of a model: max|z| over all layers / (2^(bits-1) - 1); 1 if all are 0."""
-    largest = max(float(np.max(np.abs(z))) for z in codes)
-    return largest / (2 ** (bits - 1) - 1) if largest > 0 else 1.0
-
-
-class Generator:
-    """The shared micro-MLP that expands codes into pointwise kernels.
-
-    Per tile: h = relu(G z + b) for each hidden layer, then w = H h.  Tiles are laid end to end, cut to Cout*Cin and
-    read row by row as (Cout,Cin).  Codes pass through `code_scale`'s grid first; the backward pass takes that rounding
-    as the identity and the scale as a constant (straight-through estimator).
-    """
-
-    def __init__(self, graph: Graph, work: Workspace) -> None:
-        if graph.generator is None:
-            raise ValueError(f"graph {graph.name!r} has no generator; expand only graphs that have one")
-        self.spec = graph.generator
-        self.work = work
-        kernels = graph.kernel_shapes()
-        self.shapes = {node.name: kernels[node.name] for node in graph.tiled_nodes()}
-        self._rows: dict[str, slice] = {}
-        start = 0
-        for name, shape in self.shapes.items():
-            stop = start + self.spec.tiles(prod(shape))
-            self._rows[name] = slice(start, stop)
-            start = stop
-        self.tiles = start
-
-    def forward(self, params: Arrays, quantise: bool = True) -> dict[str, np.ndarray]:
-        """Expanded kernel (Cout,Cin) of every tiled node; ``quantise`` False leaves the codes unrounded."""
-        codes = np.concatenate([params[f"{name}.codes"] for name in self.shapes])
-        if quantise:
-            scale = codes.dtype.type(code_scale([codes], self.spec.code_bits))
-            codes = np.rint(codes / scale) * scale
-        self._inputs = [codes]
-        for i in range(len(self.spec.hidden)):
-            pre = self._inputs[-1] @ params[f"generator.{i}.weight"].T + params[f"generator.{i}.bias"]
-            self._inputs.append(np.maximum(pre, 0))
-        tiles = np.matmul(
-            self._inputs[-1], params["head.weight"].T, out=self.work.get("generator/w", self.tiles, self.spec.tile)
-        )
-        return {
-            name: tiles[self._rows[name]].reshape(-1)[: prod(shape)].reshape(shape)
-            for name, shape in self.shapes.items()
-        }
-
-    def kernel_grads(self) -> dict[str, np.ndarray]:
-        """Arrays (Cout,Cin) for dL/dkernel, which ``backward`` reads once they are filled."""
-        self._dtiles = self.work.get("generator/dw", self.tiles, self.spec.tile)
-        self._dtiles[:] = 0  # the rest of a last tile that is cut off has no gradient
-        return {
-            name: self._dtiles[self._rows[name]].reshape(-1)[: prod(shape)].reshape(shape)
-            for name, shape in self.shapes.items()
-        }
-
-    def backward(self, params: Arrays, grads: Arrays) -> None:
-        """Write the gradients of codes, hidden layers and head from the filled ``kernel_grads``."""
-        np.matmul(self._dtiles.T, self._inputs[-1], out=grads["head.weight"])
-        d = self._dtiles @ params["head.weight"]
-        for i in reversed(range(len(self.spec.hidden))):
-            d = d * (self._inputs[i + 1] > 0)
-            np.matmul(d.T, self._inputs[i], out=grads[f"generator.{i}.weight"])
-            np.sum(d, axis=0, out=grads[f"generator.{i}.bias"])
-            d = d @ params[f"generator.{i}.weight"]
-        for name, rows in self._rows.items():
-            grads[f"{name}.codes"][:] = d[rows]

@@ -10,11 +10,13 @@ import numpy as np
 
 from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
+from pyhtpw.train.heads import Expander
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.layers import Generator, Workspace, chain
+from pyhtpw.train.layers import chain
+from pyhtpw.train.workspace import Workspace
 
 MIN_GAMMA = 1e-3
-"""Least batch-norm gain: integer kernels cannot absorb a sign, so a gain must never reach 0 or cross it."""
+"""Least gain of a normalisation or a seeded head: integer kernels cannot absorb a sign, so it must never reach 0 or cross it."""
 
 
 def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
@@ -22,30 +24,63 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
     Each array is drawn from its own generator, seeded by ``seed`` and its name, so that adding a node to a graph
     leaves the others' start as it was.  Stored kernels are He-normal.  Codes are standard normal, hence diverse, and
-    the head is then scaled so that the kernels it makes have the He variance of their mean fan-in.
+    a head is then scaled so that the kernels it makes have the He variance of their mean fan-in.  The entries that the tiles of a
+    codebook pick are drawn evenly.
     """
     params: dict[str, np.ndarray] = {}
+    kernels = graph.kernel_shapes()
+    ops = {node.name: node.op for node in graph.nodes}
+    heads = {head.name: head for head in graph.plan.heads}
     for name, shape in graph.parameter_shapes().items():
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         owner, _, part = name.rpartition(".")
-        if part in ("gamma", "var"):
+        if part in ("gamma", "var", "gain"):
             params[name] = np.ones(shape)
         elif part in ("beta", "mean", "bias"):
             params[name] = np.zeros(shape)
         elif part == "codes":
             params[name] = rng.standard_normal(shape)
+        elif part == "ids":
+            entries = graph.plan.heads[graph.plan.head_of[owner]].spec.entries
+            params[name] = rng.permutation(np.arange(shape[0]) % entries).astype(float)
         else:
-            shared = owner == "head" or owner.startswith("generator.")
-            depthwise = not shared and graph.node(owner).op == "depthwise"
-            fan_in = shape[0] if depthwise else prod(shape[1:])
-            gain = 1.0 if not shared and graph.node(owner).op == "fc" else 2.0
+            fan_in, gain = _fan(ops[owner], shape) if owner in ops else (prod(shape[1:]), 2.0)
             params[name] = rng.standard_normal(shape) * np.sqrt(gain / fan_in)
-    if graph.generator is not None:
-        made = Generator(graph, Workspace(np.float64)).forward(params)
-        fan_in = np.mean([kernel.shape[1] for kernel in made.values()])
-        spread = np.sqrt(np.mean(np.concatenate([kernel.ravel() for kernel in made.values()]) ** 2))
-        params["head.weight"] *= np.sqrt(2.0 / fan_in) / spread
+    if heads:
+        made = _alive(graph, params, seed)
+        applied: dict[str, float] = {}
+        for head in heads.values():
+            # in units of a gain of 2, as almost every kernel has it
+            fan_in = np.mean([fan * 2.0 / gain for fan, gain in (_fan(ops[n], kernels[n]) for n in head.nodes)])
+            spread = np.sqrt(np.mean(np.concatenate([made[n].ravel() for n in head.nodes]) ** 2))
+            if head.a_of is None:
+                parts = {"seeded": "gain", "factorised": "a.weight"}
+                last = parts.get(head.spec.kind, "weight" if head.codes else "table.weight")
+            else:  # A is scaled with the kernels of the head that it belongs to
+                last, spread = "b.weight", spread * applied[graph.plan.heads[head.a_of].name]
+            applied[head.name] = np.sqrt(2.0 / fan_in) / (spread or 1.0)
+            params[f"{head.name}.{last}"] *= applied[head.name]
     return params
+
+
+def _alive(graph: Graph, params: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """The kernels at the start; codes whose whole kernel is 0, since no hidden unit fires, would never learn and are drawn anew."""
+    expander = Expander(graph, Workspace(np.float64))
+    made = expander.forward(params)
+    rng = np.random.default_rng([seed, len(made)])
+    for _ in range(100):
+        dead = [name for name, kernel in made.items() if not kernel.any() and f"{name}.codes" in params]
+        if not dead:
+            break
+        for name in dead:
+            params[f"{name}.codes"] = rng.standard_normal(params[f"{name}.codes"].shape)
+        made = expander.forward(params)
+    return made
+
+
+def _fan(op: str, shape: tuple[int, ...]) -> tuple[int, float]:
+    """Fan-in of a kernel, and the gain of what follows: 2 for a ReLU, 1 for the classifier."""
+    return (shape[0] if op == "depthwise" else prod(shape[1:])), (1.0 if op == "fc" else 2.0)
 
 
 class Model:
@@ -85,7 +120,7 @@ class Model:
             view[...] = params[name]
         self._work = Workspace(self.dtype)
         self._chains = {node.name: chain(node, self._work) for node in graph.nodes}
-        self._generator = Generator(graph, self._work) if graph.generator is not None else None
+        self._expander = Expander(graph, self._work) if graph.plan.heads else None
         self._ready = False  # a training forward pass is waiting for its backward pass
 
     # -- passes -------------------------------------------------------------------------------------------------------
@@ -111,8 +146,8 @@ class Model:
         """Outputs (N,T,C) of "input" and all nodes, in buffers of the model."""
         self._ready = training
         self._expanded = self.params
-        if self._generator is not None:
-            kernels = self._generator.forward(self.params, self.quantise_codes)
+        if self._expander is not None:
+            kernels = self._expander.forward(self.params, self.quantise_codes)
             self._expanded = {**self.params, **{f"{name}.weight": kernel for name, kernel in kernels.items()}}
         outputs = {INPUT: x}
         for node in self.graph.nodes:
@@ -131,8 +166,8 @@ class Model:
             raise TrainError("backward has no forward pass to follow; call forward(x, training=True) before it")
         self._ready = False
         grads: dict[str, np.ndarray] = self.grads
-        if self._generator is not None:
-            made = self._generator.kernel_grads()
+        if self._expander is not None:
+            made = self._expander.kernel_grads()
             grads = {**grads, **{f"{name}.weight": grad for name, grad in made.items()}}
         pending = {self.graph.nodes[-1].name: np.require(dlogits, self.dtype, ["C", "W"])[:, None, :]}
         for node in reversed(self.graph.nodes):
@@ -147,14 +182,14 @@ class Model:
                 if source in pending:  # into a third array: either may also be another node's gradient
                     grad = np.add(pending[source], grad, out=self._work.get(f"{source}<{node.name}", *grad.shape))
                 pending[source] = grad
-        if self._generator is not None:
-            self._generator.backward(self.params, grads)
+        if self._expander is not None:
+            self._expander.backward(self.params, grads)
         return self.grads
 
     def project(self) -> None:
-        """Put the parameters back where they must stay after an optimiser moved them: every gamma >= MIN_GAMMA."""
+        """Put the parameters back where they must stay after an optimiser moved them: gammas and gains >= MIN_GAMMA."""
         for name, value in self.params.items():
-            if name.endswith(".gamma"):
+            if name.endswith((".gamma", ".gain")):
                 np.maximum(value, self.dtype.type(MIN_GAMMA), out=value)
 
     # -- use ----------------------------------------------------------------------------------------------------------
@@ -180,12 +215,11 @@ class Model:
         return out
 
     def kernels(self) -> dict[str, np.ndarray]:
-        """Kernel (Cout,Cin) of every pointwise node, generated or stored, as the passes use it; copies."""
-        made = {} if self._generator is None else self._generator.forward(self.params, self.quantise_codes)
+        """Kernel of every node that has one, generated or stored, in its logical shape as the passes use it; copies."""
+        made = {} if self._expander is None else self._expander.forward(self.params, self.quantise_codes)
         return {
-            node.name: np.array(made[node.name] if node.name in made else self.params[f"{node.name}.weight"])
-            for node in self.graph.nodes
-            if node.op == "pointwise"
+            name: np.array(made[name] if name in made else self.params[f"{name}.weight"])
+            for name in self.graph.kernel_shapes()
         }
 
     def state(self) -> dict[str, np.ndarray]:

@@ -141,7 +141,8 @@ int8_t htpw_dsp_output_any(const struct htpw_requant *q, int32_t o, int32_t v2);
  *            one row: a02 a13 or a01 a23. Doubled, offset included; filled up with zeros
  *   w        the first group's weights
  *   finish   what to do with the four or eight doubled sums: htpw_dsp_store* puts them to `sum` and ends the job;
- *            the others requantise, store to y and take the next group until y = y_end. Each fits routines of its number */
+ *            the others requantise, store to y and take the next group until y = y_end. Each fits routines of its number;
+ *            htpw_dsp_rows1 takes NULL for htpw_dsp_tensor1 */
 struct htpw_dsp_job {
     const uint32_t *x;
     const int8_t *w;

@@ -20,10 +20,11 @@
 #define HTPW_SCALE "[sp, #20]" /* and 24 */
 #define HTPW_SCALE_2 "[sp, #28]"
 #define HTPW_Y "[sp, #32]" /* and its end */
+#define HTPW_Y_END "[sp, #36]"
 #define HTPW_Y_PITCH "[sp, #40]"
 #define HTPW_FINISH "[sp, #44]"
 #define HTPW_CLAMPS "[sp, #48]"
-#define HTPW_LOW "[sp, #52]"
+#define HTPW_LOW "[sp, #52]" /* and high */
 #define HTPW_HIGH "[sp, #56]"
 #define HTPW_PITCH "[sp, #60]" /* and steps */
 #define HTPW_STEPS "[sp, #64]"
@@ -39,8 +40,9 @@ typedef char htpw_dsp_job_is_80_bytes[sizeof(struct htpw_dsp_job) == 80 ? 1 : -1
 #define HTPW_NAKED(declaration, code)                                                                                  \
     __attribute__((naked, noinline, aligned(4))) void declaration { __asm__ volatile(".syntax unified\n" code); }
 
-/* The job goes to the stack; label 9 is where each group of four outputs begins. */
-#define HTPW_ROUTINE(name, code)                                                                                       \
+/* The job goes to the stack; `setup` runs once; label 9 is where each group of four outputs begins. */
+#define HTPW_ROUTINE(name, code) HTPW_ROUTINE_AFTER("", name, code)
+#define HTPW_ROUTINE_AFTER(setup, name, code)                                                                          \
     HTPW_NAKED(name(const struct htpw_dsp_job *job __attribute__((unused))),                                           \
                "push {r4-r11, lr}\n"                                                                                   \
                "sub sp, sp, #108\n" /* an odd number of words, as were pushed: sp stays a multiple of 8 */             \
@@ -51,7 +53,7 @@ typedef char htpw_dsp_job_is_80_bytes[sizeof(struct htpw_dsp_job) == 80 ? 1 : -1
                "stm r12, {r2-r11}\n"                                                                                   \
                "adr.w r0, 9f\n"                                                                                        \
                "orr r0, r0, #1\n" /* Thumb */                                                                          \
-               "str r0, " HTPW_AGAIN "\n"                                                                              \
+               "str r0, " HTPW_AGAIN "\n" setup                                                                        \
                "9:\n" code "ldr pc, " HTPW_FINISH "\n")
 
 #define HTPW_LEAVE                                                                                                     \
@@ -214,24 +216,6 @@ HTPW_ROUTINE(htpw_dsp_rows2, HTPW_START8
     "sxtb16 r" #w ", r" #w ", ror #8\n"                                                                                \
     "smlad r" #sum ", r" #w ", r9, r" #sum "\n"
 
-#define HTPW_ROWS1                                                                                                     \
-    "ldrd r8, r9, [r0], #8\n"                                                                                          \
-    "ldr r10, [r1, r2]\n"                                                                                              \
-    "ldr r3, [r1, r2, lsl #1]\n" HTPW_WORD(5, 10, 11) HTPW_WORD(6, 3, 11)                                              \
-    "ldr r10, [r1, r12]\n"                                                                                             \
-    "ldr r3, [r1], #4\n" HTPW_WORD(7, 10, 11) HTPW_WORD(4, 3, 11)
-
-HTPW_ROUTINE(htpw_dsp_rows1, HTPW_START4
-             "ldrd r0, r1, " HTPW_X "\n"
-             "ldrd r2, lr, " HTPW_PITCH "\n"
-             "add r3, r1, r2, lsl #2\n"
-             "add r12, r2, r2, lsl #1\n"
-             "str r3, " HTPW_W "\n" HTPW_TWICE(HTPW_ROWS1)
-             "ldr r3, " HTPW_BACK "\n"
-             "cbz r3, 3f\n"
-             "sub r1, r1, r3\n" HTPW_ROWS1
-             "3:\n")
-
 #define HTPW_PACKED1                                                                                                   \
     "ldrd r8, r9, [r0], #8\n"                                                                                          \
     "ldm r1!, {r2, r3, r10, r11}\n" HTPW_WORD(4, 2, 12) HTPW_WORD(5, 3, 12) HTPW_WORD(6, 10, 12) HTPW_WORD(7, 11, 12)
@@ -356,6 +340,124 @@ HTPW_NAKED(htpw_dsp_tensor2(void), "ldrd r2, r1, " HTPW_SCALE "\n"
 
 HTPW_NAKED(htpw_dsp_tensor1(void), "ldrd r2, r1, " HTPW_SCALE "\n"
                                    "ldr r3, " HTPW_SCALE_2 "\n" HTPW_TENSOR4("r4", "r5", "r6", "r7") HTPW_WRITE1)
+
+/* Four columns by four rows of row-major weights; x at r0 + at. Every instruction has four bytes, 21 of them 84. */
+#define HTPW_ROWS1(at)                                                                                                 \
+    "ldrd r8, r9, [r0, #" #at "]\n"                                                                                    \
+    "ldr.w r10, [r1, r2]\n"                                                                                            \
+    "ldr.w r3, [r1, r2, lsl #1]\n" HTPW_WORD(5, 10, 11) HTPW_WORD(6, 3, 11)                                            \
+    "ldr.w r10, [r1, r12]\n"                                                                                           \
+    "ldr.w r3, [r1], #4\n" HTPW_WORD(7, 10, 11) HTPW_WORD(4, 3, 11)
+
+/* One output: sum v, multiplier r8, rounding r9, R in r10. */
+#define HTPW_ROWS1_OUT(v)                                                                                              \
+    "add r11, r9, " v ", asr #31\n"                                                                                    \
+    "smmlar " v ", " v ", r8, r11\n"                                                                                   \
+    "asr " v ", " v ", r10\n"                                                                                          \
+    "ssat " v ", #8, " v "\n"
+
+#define HTPW_ROWS1_TENSOR                                                                                              \
+    "add r1, r1, r12\n" /* to the next four rows */                                                                    \
+    "ldrd r8, r9, " HTPW_SCALE "\n"                                                                                    \
+    "ldr r10, " HTPW_SCALE_2 "\n" HTPW_ROWS1_OUT("r4") HTPW_ROWS1_OUT("r5") HTPW_ROWS1_OUT("r6") HTPW_ROWS1_OUT("r7")  \
+        HTPW_PACK("r4", "r5", "r6", "r7")
+
+/* Where a group goes on, addresses that are made once per call: into the unrolled steps; behind them; from there, when the
+ * whole steps are done; when all columns are. */
+#define HTPW_ENTRY "[sp, #84]"
+#define HTPW_NEXT "[sp, #88]"
+#define HTPW_WHOLE "[sp, #92]"
+#define HTPW_DONE "[sp, #96]"
+
+/* r3: an address of code, if `unless` does not jump to 1. */
+#define HTPW_CHOOSE(label, unless) unless "adr.w r3, " label "\norr r3, r3, #1\n"
+
+/* r1: steps. They are counted in eights, of which the first is the incomplete one. */
+#define HTPW_ROWS1_SETUP                                                                                               \
+    "ldr r0, " HTPW_X "\n"                                                                                             \
+    "ldr r1, " HTPW_STEPS "\n"                                                                                         \
+    "subs r2, r1, #1\n"                                                                                                \
+    "and r2, r2, #7\n"                                                                                                 \
+    "add r2, r2, #1\n"                                                                                                 \
+    "sub r0, r0, #64\n"                                                                                                \
+    "add r3, r0, r2, lsl #3\n"                                                                                         \
+    "str r3, " HTPW_X "\n"                                                                                             \
+    "add r3, r0, r1, lsl #3\n"                                                                                         \
+    "str r3, " HTPW_X_END "\n"                                                                                         \
+    "adr.w r3, 22f\n"                                                                                                  \
+    "movs r0, #84\n"                                                                                                   \
+    "mls r3, r0, r2, r3\n"                                                                                             \
+    "orr r3, r3, #1\n" /* Thumb */                                                                                     \
+    "str r3, " HTPW_ENTRY "\n"                                                                                         \
+    "ldr r2, " HTPW_FINISH "\n" HTPW_CHOOSE("27f", "") HTPW_CHOOSE("28f", "cbnz r2, 1f\n")                             \
+        HTPW_CHOOSE("29f", "cmp r1, #8\nbls 1f\n") "1:\n"                                                              \
+    "ldr r0, " HTPW_CLAMPS "\n"                                                                                        \
+    "cmp r2, #0\n" HTPW_CHOOSE("30f", "bne 1f\ncbz r0, 1f\n") "1:\n"                                              \
+    "str r3, " HTPW_DONE "\n"                                                                                          \
+    "ldr r2, " HTPW_BACK "\n" HTPW_CHOOSE("26f", "cbz r2, 1f\n") "1:\n"                                                \
+    "str r3, " HTPW_WHOLE "\n"                                                                                         \
+    "cmp r1, #8\n" HTPW_CHOOSE("23f", "bls 1f\n") "1:\n"                                                               \
+    "str r3, " HTPW_NEXT "\n"
+
+/* The last eight or fewer steps of a row are entered with a jump: r0 lies as far in front of x as steps are left out, and
+ * moves on by eight steps at a time. Layers of generators have few columns and thousands of outputs, so what is done once per
+ * group counts: with one scale for all outputs (job->finish is NULL) a group is requantised here, and registers are kept:
+ * r0 x, r1 weights, r2 and r12 one and three rows of them, lr y. */
+HTPW_ROUTINE_AFTER(HTPW_ROWS1_SETUP, htpw_dsp_rows1,
+                   "ldrd r0, r1, " HTPW_X "\n"
+                   "ldr r2, " HTPW_PITCH "\n"
+                   "ldr lr, " HTPW_Y "\n"
+                   "add r12, r2, r2, lsl #1\n"
+                   "20:\n"
+                   "ldr r3, " HTPW_BIAS "\n"
+                   "cbz r3, 21f\n"
+                   "ldm r3!, {r4-r7}\n"
+                   "str r3, " HTPW_BIAS "\n"
+                   "lsls r4, r4, #1\n"
+                   "lsls r5, r5, #1\n"
+                   "lsls r6, r6, #1\n"
+                   "lsls r7, r7, #1\n"
+                   "ldr pc, " HTPW_ENTRY "\n"
+                   "21:\n"
+                   "movs r4, #0\n"
+                   "movs r5, #0\n"
+                   "movs r6, #0\n"
+                   "movs r7, #0\n"
+                   "ldr pc, " HTPW_ENTRY "\n"
+                   "25:\n" HTPW_ROWS1(0) HTPW_ROWS1(8) HTPW_ROWS1(16) HTPW_ROWS1(24) HTPW_ROWS1(32) HTPW_ROWS1(40)
+                       HTPW_ROWS1(48) HTPW_ROWS1(56)
+                   "22:\n"
+                   "ldr pc, " HTPW_NEXT "\n"
+                   "23:\n" /* more than eight steps */
+                   "ldr r3, " HTPW_X_END "\n"
+                   "cmp r0, r3\n"
+                   "add r0, r0, #64\n"
+                   "bne 25b\n"
+                   "sub r0, r0, #64\n"
+                   "ldr pc, " HTPW_WHOLE "\n"
+                   "26:\n" /* the last columns, as in HTPW_ROWS2_ALL */
+                   "ldr r3, " HTPW_BACK "\n"
+                   "sub r1, r1, r3\n" HTPW_ROWS1(64)
+                   "ldr pc, " HTPW_DONE "\n"
+                   "29:\n"
+                   "ldr r0, " HTPW_X "\n"
+                   "28:\n" HTPW_ROWS1_TENSOR
+                   "31:\n"
+                   "str r4, [lr], #4\n"
+                   "ldr r3, " HTPW_Y_END "\n"
+                   "cmp lr, r3\n"
+                   "bne 20b\n" HTPW_LEAVE
+                   "30:\n"
+                   "ldr r0, " HTPW_X "\n" HTPW_ROWS1_TENSOR
+                   "ldrd r8, r9, " HTPW_LOW "\n"
+                   "ssub8 r10, r4, r8\n"
+                   "sel r4, r4, r8\n"
+                   "ssub8 r10, r4, r9\n"
+                   "sel r4, r9, r4\n"
+                   "b 31b\n"
+                   "27:\n"
+                   "add r1, r1, r12\n"
+                   "str r1, " HTPW_W "\n")
 
 /* Depthwise. A tap of four channels: x to halves, offset added, times weights, whose halves pick their channels. Every
  * instruction has four bytes, ten of them 40: the last `taps` of the unrolled ones are entered with a jump. Three loads in a

@@ -97,38 +97,67 @@ struct htpw_dsp_cells {
 
 #define HTPW_DSP_HALF_SUMS 255 /* that many int8 always fit 16 bits: 255 * 128 < 2^15 */
 
+/* Sums of four channels over n neighbouring cells, at most HTPW_DSP_HALF_SUMS, in halves: channels 0 2 and 1 3. */
+struct htpw_dsp_pair {
+    uint32_t even, odd;
+};
+
+HTPW_DSP_INLINE void htpw_dsp_pair_add(struct htpw_dsp_pair *sum, const int8_t *x) {
+    const uint32_t four = htpw_dsp_load(x);
+    sum->even = htpw_sxtab16(sum->even, four);
+    sum->odd = htpw_sxtab16_ror8(sum->odd, four);
+}
+
+HTPW_DSP_INLINE struct htpw_dsp_pair htpw_dsp_strip(const int8_t *x, size_t step, int32_t n) {
+    struct htpw_dsp_pair sum = {0, 0};
+    for (n -= 4; n >= 0; n -= 4, x += 4 * step) {
+        htpw_dsp_pair_add(&sum, x);
+        htpw_dsp_pair_add(&sum, x + step);
+        htpw_dsp_pair_add(&sum, x + 2 * step);
+        htpw_dsp_pair_add(&sum, x + 3 * step);
+    }
+    for (n += 4; n > 0; n--, x += step) {
+        htpw_dsp_pair_add(&sum, x);
+    }
+    return sum;
+}
+
+/* sum / cells to nearest, ties away from zero; where the sum is 0 either sign of half gives 0. */
+HTPW_DSP_INLINE int32_t htpw_dsp_mean(int32_t sum, int32_t cells, int32_t half) {
+    return (sum + (half ^ (sum >> 31)) - (sum >> 31)) / cells;
+}
+
+HTPW_DSP_INLINE uint32_t htpw_dsp_means(const int32_t total[4], int32_t cells) {
+    const int32_t half = cells / 2;
+    return htpw_pack4(htpw_dsp_mean(total[0], cells, half), htpw_dsp_mean(total[1], cells, half),
+                      htpw_dsp_mean(total[2], cells, half), htpw_dsp_mean(total[3], cells, half));
+}
+
+/* The mean over one row of cells. A function of its own, since compilers spill its sums between those of the loops around. */
+static __attribute__((noinline)) uint32_t htpw_dsp_mean_line(const int8_t *x, size_t step, int32_t cells) {
+    const struct htpw_dsp_pair sum = htpw_dsp_strip(x, step, cells);
+    const int32_t total[4] = {(int16_t)sum.even, (int16_t)sum.odd, (int32_t)sum.even >> 16, (int32_t)sum.odd >> 16};
+    return htpw_dsp_means(total, cells);
+}
+
 /* Mean or maximum of four channels. */
 static uint32_t htpw_dsp_mean4(const struct htpw_dsp_cells *c, int32_t o) {
     int32_t total[4] = {0, 0, 0, 0};
-    const int32_t cells = c->rows * c->columns, half = cells / 2;
+    if (c->rows == 1 && c->columns <= HTPW_DSP_HALF_SUMS) {
+        return htpw_dsp_mean_line(c->x + o, c->step, c->columns);
+    }
     for (int32_t row = 0; row < c->rows; row++) {
         const int8_t *x = c->x + (size_t)row * c->pitch + (size_t)o;
-        for (int32_t left = c->columns; left > 0;) {
-            int32_t n = left < HTPW_DSP_HALF_SUMS ? left : HTPW_DSP_HALF_SUMS;
-            uint32_t even = 0, odd = 0;
-            left -= n;
-            for (; n >= 4; n -= 4) {
-                for (int i = 0; i < 4; i++, x += c->step) {
-                    const uint32_t four = htpw_dsp_load(x);
-                    even = htpw_sxtab16(even, four);
-                    odd = htpw_sxtab16_ror8(odd, four);
-                }
-            }
-            for (; n > 0; n--, x += c->step) {
-                const uint32_t four = htpw_dsp_load(x);
-                even = htpw_sxtab16(even, four);
-                odd = htpw_sxtab16_ror8(odd, four);
-            }
-            total[0] += (int16_t)even;
-            total[1] += (int16_t)odd;
-            total[2] += (int32_t)even >> 16;
-            total[3] += (int32_t)odd >> 16;
+        for (int32_t left = c->columns, n; left > 0; left -= n, x += (size_t)n * c->step) {
+            n = left < HTPW_DSP_HALF_SUMS ? left : HTPW_DSP_HALF_SUMS;
+            const struct htpw_dsp_pair sum = htpw_dsp_strip(x, c->step, n);
+            total[0] += (int16_t)sum.even;
+            total[1] += (int16_t)sum.odd;
+            total[2] += (int32_t)sum.even >> 16;
+            total[3] += (int32_t)sum.odd >> 16;
         }
     }
-    for (int i = 0; i < 4; i++) {
-        total[i] = (total[i] > 0 ? total[i] + half : total[i] - half) / cells;
-    }
-    return htpw_pack4(total[0], total[1], total[2], total[3]);
+    return htpw_dsp_means(total, c->rows * c->columns);
 }
 
 static uint32_t htpw_dsp_max4(const struct htpw_dsp_cells *c, int32_t o) {

@@ -178,7 +178,9 @@ static void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
         p->job.y = y;
         p->job.y_end = y + o;
         p->job.finish = p->out.q->per_channel ? (rows == 2 ? htpw_dsp_channels2 : htpw_dsp_channels1)
-                                              : (rows == 2 ? htpw_dsp_tensor2 : htpw_dsp_tensor1);
+                        : rows == 2           ? htpw_dsp_tensor2
+                        : p->kind == HTPW_DSP_ROWS ? NULL
+                                                   : htpw_dsp_tensor1;
         htpw_dsp_run(&p->job, p->kind, rows);
     }
     for (; o < p->out_c; o += 4) {

@@ -15,7 +15,7 @@
 #include <immintrin.h>
 
 #include "../../kernels/htpw_requantise.h"
-#include "../../kernels/htpw_window.h"
+#include "../htpw_x86.h"
 
 #define HTPW_AVX2 __attribute__((target("avx2")))
 #define HTPW_AVX2_INLINE static inline HTPW_AVX2 __attribute__((always_inline))

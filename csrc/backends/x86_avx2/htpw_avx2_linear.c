@@ -194,23 +194,14 @@ static int16_t *htpw_avx2_zeros(int32_t n, int16_t *to) {
 
 /* All that one output cell of a convolution reads, in the order of its weights. */
 static HTPW_AVX2 void htpw_avx2_patch(const struct htpw_avx2_source *s, int32_t row, int16_t *to) {
-    const struct htpw_window *g = s->g;
-    const int32_t n = row / g->out_w / g->out_h, oy = row / g->out_w % g->out_h, ox = row % g->out_w;
-    const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left;
-    const struct htpw_taps ty = htpw_clip(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
-    const int32_t in_g = g->in_c / g->groups;
-    const int32_t together = g->dil_w == 1 && g->groups == 1 ? tx.end - tx.first : 1; /* taps in one stretch of x */
-    for (int32_t ky = 0; ky < g->k_h; ky++) {
-        if (ky < ty.first || ky >= ty.end || tx.first >= tx.end) {
-            to = htpw_avx2_zeros(g->k_w * in_g, to);
-            continue;
+    struct htpw_patch p = htpw_patch_begin(s->g, s->group, row, s->x);
+    const int8_t *from;
+    for (int32_t n; (n = htpw_patch_next(&p, &from)) > 0; to += n) {
+        if (from != NULL) {
+            htpw_avx2_copy(from, n, s->in_offset, to);
+        } else {
+            htpw_avx2_zeros(n, to);
         }
-        to = htpw_avx2_zeros(tx.first * in_g, to);
-        for (int32_t kx = tx.first; kx < tx.end; kx += together, to += together * in_g) {
-            const size_t at = htpw_cell(n, y0 + ky * g->dil_h, x0 + kx * g->dil_w, g->in_h, g->in_w, g->in_c);
-            htpw_avx2_copy(s->x + at + (size_t)s->group * (size_t)in_g, together * in_g, s->in_offset, to);
-        }
-        to = htpw_avx2_zeros((g->k_w - tx.end) * in_g, to);
     }
     htpw_avx2_zeros(s->products & 1, to);
 }
@@ -335,14 +326,11 @@ static HTPW_AVX2 void htpw_conv1x1_s8_avx2(int32_t rows, int32_t in_c, int32_t o
 
 static HTPW_AVX2 void htpw_conv_s8_avx2(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
                                         const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
-    const int32_t in_g = g->in_c / g->groups, out_g = g->out_c / g->groups, products = g->k_h * g->k_w * in_g;
     for (int32_t group = 0; group < g->groups; group++) {
-        const int32_t o = group * out_g, c = q->per_channel ? o : 0;
-        const struct htpw_requant part = {q->multiplier + c, q->shift + c, q->per_channel,
-                                          q->out_offset,     q->act_min,   q->act_max};
-        const struct htpw_avx2_source s = {x, products, g, group, in_offset};
-        htpw_avx2_matmul(&s, g->n * g->out_h * g->out_w, out_g, &part, NULL, w + (size_t)o * (size_t)products,
-                         bias != NULL ? bias + o : NULL, scratch, (size_t)g->out_c, y + o);
+        const struct htpw_group part = htpw_group_of(g, q, group, w, bias);
+        const struct htpw_avx2_source s = {x, part.products, g, group, in_offset};
+        htpw_avx2_matmul(&s, g->n * g->out_h * g->out_w, part.out_c, &part.q, NULL, part.w, part.bias, scratch,
+                         (size_t)g->out_c, y + part.o);
     }
 }
 

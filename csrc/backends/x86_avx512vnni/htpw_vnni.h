@@ -15,7 +15,7 @@
 #include <immintrin.h>
 
 #include "../../kernels/htpw_requantise.h"
-#include "../../kernels/htpw_window.h"
+#include "../htpw_x86.h"
 
 #define HTPW_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define HTPW_VNNI_INLINE static inline HTPW_VNNI __attribute__((always_inline))
@@ -23,6 +23,7 @@
 
 enum {
     HTPW_VNNI_BLOCK = 16,
+    HTPW_VNNI_FLIP = -128,
     HTPW_VNNI_LANES = 64,      /* of a quad */
     HTPW_VNNI_ROWS = 12,       /* of x in scratch, at most; with 64 rows of w that is the rule's 2 * row_block = 76 */
     HTPW_VNNI_DOTS = 3,        /* for so few rows, packing weights costs more than it saves */
@@ -45,6 +46,16 @@ struct htpw_vnni_group {
     const struct htpw_requant *q;
     enum htpw_vnni_mode mode;
     int32_t o, count, blocks; /* channels o .. o + count - 1 */
+};
+
+/* What the rows of a matrix product are made of. */
+struct htpw_vnni_source {
+    const int8_t *x;
+    int32_t products;            /* columns */
+    const struct htpw_window *g; /* rows are patches of x; NULL: x is the matrix */
+    int32_t group;               /* of the channels of a patch */
+    int8_t padding;              /* the value of x that counts as 0 */
+    int8_t flip;                 /* every byte of a copy is xored with it: HTPW_VNNI_FLIP makes x + 128 */
 };
 
 HTPW_VNNI_INLINE __mmask64 htpw_vnni_mask64(int32_t n) { return n >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1u; }
@@ -118,6 +129,12 @@ void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requant *q, in
 
 /* Requantises sums[rows][16 * blocks], filled up to whole quads, into rows of y that are `stride` apart. */
 void htpw_vnni_finish(const struct htpw_vnni_group *u, int32_t rows, const int32_t *sums, size_t stride, int8_t *y);
+
+/* Copies rows row .. row + rows - 1, each filled up to whole steps of 4 products. */
+void htpw_vnni_rows(const struct htpw_vnni_source *s, int32_t row, int32_t rows, uint8_t *to);
+
+/* One block of row-major weights into the cache layout, with the rows' sums; rows beyond `rows` are 0. */
+void htpw_vnni_pack(const int8_t *w, int32_t products, int32_t rows, int8_t *packed, int32_t *sums);
 
 void htpw_depthwise_s8_vnni(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
                             const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);

@@ -6,15 +6,6 @@
 
 #ifdef HTPW_HAS_X86_AVX512VNNI
 
-/* What the rows of a matrix product are made of. */
-struct htpw_vnni_source {
-    const int8_t *x;
-    int32_t products;            /* columns */
-    const struct htpw_window *g; /* rows are patches of x; NULL: x is the matrix */
-    int32_t group;               /* of the channels of a patch */
-    int8_t padding;              /* the value of x that counts as 0 */
-};
-
 HTPW_VNNI void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requant *q, int32_t in_offset,
                                       int32_t products, const int32_t *bias, const int32_t *sums, int32_t o,
                                       int32_t count, int32_t blocks) {
@@ -191,65 +182,51 @@ static HTPW_VNNI void htpw_vnni_run_tile(int32_t rows, int32_t blocks, int32_t s
     }
 }
 
-/* n bytes of x + 128; with `filled` up to 3 more, of any value, so that the last step is whole. */
-static HTPW_VNNI void htpw_vnni_copy(const int8_t *x, int32_t n, int filled, uint8_t *to) {
+/* n bytes of x, `flip` applied; with `filled` up to 3 more, of any value, so that the last step is whole. */
+static HTPW_VNNI void htpw_vnni_copy(const int8_t *x, int32_t n, int filled, int8_t flip, uint8_t *to) {
     for (int32_t i = 0; i < n; i += 64) {
-        const __m512i v = htpw_vnni_flip(_mm512_maskz_loadu_epi8(htpw_vnni_mask64(n - i), x + i));
+        const __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(htpw_vnni_mask64(n - i), x + i), _mm512_set1_epi8(flip));
         _mm512_mask_storeu_epi8(to + i, htpw_vnni_mask64(filled ? (n - i + 3) & ~3 : n - i), v);
     }
 }
 
 static HTPW_VNNI void htpw_vnni_fill(int32_t n, int8_t value, uint8_t *to) {
     for (int32_t i = 0; i < n; i += 64) {
-        _mm512_mask_storeu_epi8(to + i, htpw_vnni_mask64(n - i), htpw_vnni_flip(_mm512_set1_epi8(value)));
+        _mm512_mask_storeu_epi8(to + i, htpw_vnni_mask64(n - i), _mm512_set1_epi8(value));
     }
 }
 
 /* All that one output cell of a convolution reads, in the order of its weights. */
 static HTPW_VNNI void htpw_vnni_patch(const struct htpw_vnni_source *s, int32_t row, uint8_t *to) {
-    const struct htpw_window *g = s->g;
-    const int32_t n = row / g->out_w / g->out_h, oy = row / g->out_w % g->out_h, ox = row % g->out_w;
-    const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left;
-    const struct htpw_taps ty = htpw_clip(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
-    const int32_t in_g = g->in_c / g->groups;
-    const int32_t together = g->dil_w == 1 && g->groups == 1 ? tx.end - tx.first : 1; /* taps in one stretch of x */
-    for (int32_t ky = 0; ky < g->k_h; ky++) {
-        if (ky < ty.first || ky >= ty.end || tx.first >= tx.end) {
-            htpw_vnni_fill(g->k_w * in_g, s->padding, to);
-            to += g->k_w * in_g;
-            continue;
+    struct htpw_patch p = htpw_patch_begin(s->g, s->group, row, s->x);
+    const int8_t *from;
+    for (int32_t n; (n = htpw_patch_next(&p, &from)) > 0; to += n) {
+        if (from != NULL) {
+            htpw_vnni_copy(from, n, 0, s->flip, to);
+        } else {
+            htpw_vnni_fill(n, (int8_t)(s->padding ^ s->flip), to);
         }
-        htpw_vnni_fill(tx.first * in_g, s->padding, to);
-        to += tx.first * in_g;
-        for (int32_t kx = tx.first; kx < tx.end; kx += together, to += together * in_g) {
-            const size_t at = htpw_cell(n, y0 + ky * g->dil_h, x0 + kx * g->dil_w, g->in_h, g->in_w, g->in_c);
-            htpw_vnni_copy(s->x + at + (size_t)s->group * (size_t)in_g, together * in_g, 0, to);
-        }
-        htpw_vnni_fill((g->k_w - tx.end) * in_g, s->padding, to);
-        to += (g->k_w - tx.end) * in_g;
     }
     htpw_vnni_fill(-s->products & 3, 0, to);
 }
 
-/* Rows row .. row + rows - 1 as unsigned bytes, each filled up to whole steps. */
-static HTPW_VNNI void htpw_vnni_rows(const struct htpw_vnni_source *s, int32_t row, int32_t rows, uint8_t *to) {
+HTPW_VNNI void htpw_vnni_rows(const struct htpw_vnni_source *s, int32_t row, int32_t rows, uint8_t *to) {
     const size_t pitch = ((size_t)s->products + 3u) & ~(size_t)3u;
     const int8_t *x = s->x + (size_t)row * (size_t)s->products;
     if (s->g == NULL && s->products % 4 == 0) {
-        htpw_vnni_copy(x, rows * s->products, 0, to);
+        htpw_vnni_copy(x, rows * s->products, 0, s->flip, to);
         return;
     }
     for (int32_t r = 0; r < rows; r++, to += pitch) {
         if (s->g == NULL) {
-            htpw_vnni_copy(x + (size_t)r * (size_t)s->products, s->products, 1, to);
+            htpw_vnni_copy(x + (size_t)r * (size_t)s->products, s->products, 1, s->flip, to);
         } else {
             htpw_vnni_patch(s, row + r, to);
         }
     }
 }
 
-/* One block of row-major weights into the cache layout; rows beyond `rows` are 0. Returns the rows' sums. */
-static HTPW_VNNI __m512i htpw_vnni_pack(const int8_t *w, int32_t products, int32_t rows, int8_t *packed) {
+HTPW_VNNI void htpw_vnni_pack(const int8_t *w, int32_t products, int32_t rows, int8_t *packed, int32_t *sums) {
     __m512i sum = _mm512_setzero_si512();
     for (int32_t i = 0; i < products; i += 64, packed += 16 * 64) {
         const __mmask64 k = htpw_vnni_mask64(products - i);
@@ -276,7 +253,7 @@ static HTPW_VNNI __m512i htpw_vnni_pack(const int8_t *w, int32_t products, int32
             sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(packed + 64 * j));
         }
     }
-    return sum;
+    _mm512_storeu_si512(sums, sum);
 }
 
 /* y[rows][out_c], rows `stride` apart. Weights are `packed` with their sums, or row-major in `w`. */
@@ -300,9 +277,8 @@ static HTPW_VNNI void htpw_vnni_matmul(const struct htpw_vnni_source *s, int32_t
         } else {
             for (int32_t b = 0; b < blocks; b++) {
                 const int32_t c = o + b * HTPW_VNNI_BLOCK;
-                _mm512_storeu_si512(own + HTPW_VNNI_BLOCK * b,
-                                    htpw_vnni_pack(w + (size_t)c * (size_t)s->products, s->products, out_c - c,
-                                                   ws + (size_t)b * block_bytes));
+                htpw_vnni_pack(w + (size_t)c * (size_t)s->products, s->products, out_c - c, ws + (size_t)b * block_bytes,
+                               own + HTPW_VNNI_BLOCK * b);
             }
         }
         htpw_vnni_begin(&u, q, in_offset, s->products, bias, weight_sums, o, out_c - o < most ? out_c - o : most, blocks);
@@ -354,14 +330,14 @@ static HTPW_VNNI void htpw_vnni_dots(int32_t rows, int32_t in_c, int32_t out_c, 
 static HTPW_VNNI void htpw_packed_s8_vnni(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                           int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias,
                                           void *scratch, int8_t *y) {
-    const struct htpw_vnni_source s = {x, in_c, NULL, 0, 0};
+    const struct htpw_vnni_source s = {x, in_c, NULL, 0, 0, HTPW_VNNI_FLIP};
     htpw_vnni_matmul(&s, rows, out_c, q, in_offset, (const int8_t *)packed, NULL, bias, scratch, (size_t)out_c, y);
 }
 
 static HTPW_VNNI void htpw_conv1x1_s8_vnni(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                            int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
                                            void *scratch, int8_t *y) {
-    const struct htpw_vnni_source s = {x, in_c, NULL, 0, 0};
+    const struct htpw_vnni_source s = {x, in_c, NULL, 0, 0, HTPW_VNNI_FLIP};
     if (rows <= HTPW_VNNI_DOTS) {
         htpw_vnni_dots(rows, in_c, out_c, q, in_offset, x, w, bias, (int16_t *)scratch, y);
     } else {
@@ -371,14 +347,11 @@ static HTPW_VNNI void htpw_conv1x1_s8_vnni(int32_t rows, int32_t in_c, int32_t o
 
 static HTPW_VNNI void htpw_conv_s8_vnni(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
                                         const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
-    const int32_t in_g = g->in_c / g->groups, out_g = g->out_c / g->groups, products = g->k_h * g->k_w * in_g;
     for (int32_t group = 0; group < g->groups; group++) {
-        const int32_t o = group * out_g, c = q->per_channel ? o : 0;
-        const struct htpw_requant part = {q->multiplier + c, q->shift + c, q->per_channel,
-                                          q->out_offset,     q->act_min,   q->act_max};
-        const struct htpw_vnni_source s = {x, products, g, group, (int8_t)-in_offset};
-        htpw_vnni_matmul(&s, g->n * g->out_h * g->out_w, out_g, &part, in_offset, NULL, w + (size_t)o * (size_t)products,
-                         bias != NULL ? bias + o : NULL, scratch, (size_t)g->out_c, y + o);
+        const struct htpw_group part = htpw_group_of(g, q, group, w, bias);
+        const struct htpw_vnni_source s = {x, part.products, g, group, (int8_t)-in_offset, HTPW_VNNI_FLIP};
+        htpw_vnni_matmul(&s, g->n * g->out_h * g->out_w, part.out_c, &part.q, in_offset, NULL, part.w, part.bias, scratch,
+                         (size_t)g->out_c, y + part.o);
     }
 }
 

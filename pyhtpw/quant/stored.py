@@ -1,0 +1,96 @@
+"""Stored kernels in 8, 4 or 2 bits with one scale per output channel, or per tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyhtpw.errors import QuantiseError
+from pyhtpw.quant.scales import Factors, factors
+
+LIMITS = {8: (-127, 127), 4: (-8, 7), 2: (-2, 1)}
+"""Least and largest integer by bits. {-2..1} holds {-1, 0, 1}: the better of the two scales is the best one of the former."""
+_FRACTIONS = {
+    8: np.ones(1),  # nothing to gain from clipping
+    4: np.linspace(0.5, 1.15, 40),  # above 1: -8 reaches further than 7
+    2: np.linspace(0.15, 1.2, 64),
+}
+
+
+def _rows(kernel: np.ndarray, axis: int, per_tensor: bool) -> np.ndarray:
+    """The kernel as float64 (channels, weights of one), or (1, weights)."""
+    rows = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
+    return rows.reshape(1 if per_tensor else len(rows), -1)
+
+
+def _round(rows: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    low, high = LIMITS[bits]
+    return np.clip(np.rint(rows / scales[:, None]), low, high)
+
+
+def _best(rows: np.ndarray, bits: int, on_grid) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and integers of every row with the least squared error; `on_grid` maps wished scales to possible ones, none smaller."""
+    largest = np.abs(rows).max(axis=1)
+    # a channel of zeros has no scale of its own; give it one that its bias can be expressed in
+    largest = np.where(largest > 1e-12, largest, max(largest.max(), 1e-6))
+    best, chosen, least = np.zeros(len(rows)), np.zeros_like(rows), np.full(len(rows), np.inf)
+    for fraction in _FRACTIONS[bits]:
+        scales = on_grid(largest * fraction / LIMITS[bits][1])
+        q = _round(rows, scales, bits)
+        error = ((q * scales[:, None] - rows) ** 2).sum(axis=1)
+        better = error < least
+        best[better], chosen[better], least[better] = scales[better], q[better], error[better]
+    return best, chosen
+
+
+def nearest(kernel: np.ndarray, bits: int, axis: int = 0, per_tensor: bool = False) -> np.ndarray:
+    """The reals that a stored kernel of `bits` stands for, whatever its multipliers; `axis` is that of the output channels."""
+    rows = _rows(kernel, axis, per_tensor)
+    if not np.isfinite(rows).all():
+        raise QuantiseError("weights are not finite: the float model has diverged")
+    scales, q = _best(rows, bits, lambda wished: wished)
+    moved = np.moveaxis(kernel, axis, 0).shape
+    return np.moveaxis((q * scales[:, None]).reshape(moved), 0, axis)
+
+
+def quantise_stored(
+    kernel: np.ndarray, unit: float, bits: int, multiplier_bits: int, axis: int = 0, per_tensor: bool = False
+) -> tuple[np.ndarray, Factors]:
+    """Integers of a stored kernel and its requantisation.
+
+    The multiplier comes first: only scales that a multiplier of so few bits exactly stands for are tried, so that it costs no accuracy.
+
+    Parameters
+    ----------
+    kernel
+        Float, any shape, with the gain of a normalisation already in it.
+    unit
+        Scale of the output over scale of the input: a weight's scale is factor * unit.
+    bits
+        8, 4 or 2.
+    multiplier_bits
+        See `pyhtpw.quant.scales.multiplier`.
+    axis
+        That of the output channels.
+    per_tensor
+        One scale for all channels.
+
+    Returns
+    -------
+    int8 array of the kernel's shape, and factors of all channels.
+    """
+    rows = _rows(kernel, axis, per_tensor)
+    if not np.isfinite(rows).all():
+        raise QuantiseError("weights are not finite: the float model has diverged")
+
+    def on_grid(wished: np.ndarray) -> np.ndarray:
+        found = factors(wished / unit, multiplier_bits).real * unit
+        short = found < wished * (1 - 1e-12)  # the next one up, so that nothing is clipped that need not be
+        up = factors(np.where(short, wished * (1 + 2.0 ** (1 - multiplier_bits)), wished) / unit, multiplier_bits).real * unit
+        return np.where(short, up, found)
+
+    scales, q = _best(rows, bits, on_grid)
+    moved = np.moveaxis(kernel, axis, 0).shape
+    scaling = factors(scales / unit, multiplier_bits)
+    if per_tensor:
+        scaling = Factors(np.repeat(scaling.multipliers, moved[0]), np.repeat(scaling.shifts, moved[0]))
+    return np.moveaxis(q.reshape(moved), 0, axis).astype(np.int8), scaling
