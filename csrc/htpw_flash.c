@@ -158,7 +158,7 @@ static int htpw_store_fill(struct htpw_context *ctx, const struct htpw_flash *f,
     struct htpw_pages pages = {f, first, 0, 0};
     int error = HTPW_OK;
     if (!htpw_is_erased(f->base, first)) { /* the record of another store, or half a one */
-        error = htpw_flash_erase(f, 0, 1);
+        error = htpw_flash_erase(f, 0, first); /* it may span erase blocks */
     }
     error = error == HTPW_OK ? htpw_store_pass(ctx, &pages) : error;
     if (error == HTPW_OK && pages.dirty != 0) {
