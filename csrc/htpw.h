@@ -1,6 +1,7 @@
 /* htpw.h - HyperTinyPW: neural networks whose weights are generated at boot. The whole public API.
  *
- * Life cycle (all memory is the caller's; no heap, no float, no recursion, no globals that change):
+ * Life cycle (all memory is the caller's; no heap, no float, no recursion, no globals that change,
+ * save one answer of Linux that the x86_amx backend keeps):
  *
  *     static struct htpw_model model;                       // 1. open: validate everything, copy nothing
  *     if (htpw_model_open(&model, image, image_bytes) != 0) ...

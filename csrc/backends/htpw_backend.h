@@ -25,7 +25,7 @@ struct htpw_layout {
 /* Memory rule of a backend: pure arithmetic, known on every machine, so that a host can plan for a target. */
 struct htpw_backend_rule {
     struct htpw_layout layout; /* of generated conv1x1 and fc kernels; other kernels are cached row-major */
-    uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1 and packed keep in scratch; 0: none */
+    uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1, conv1x1_s4 and packed keep in scratch; 0: none */
     uint8_t depthwise_bytes;   /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
 };
 
@@ -46,7 +46,14 @@ struct htpw_backend {
     void (*add)(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
     void (*avgpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
     void (*maxpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
+    /* conv1x1 by packed 4-bit weights, row-major: weight i of all in the low (even i) or high nibble of byte i / 2 */
+    void (*conv1x1_s4)(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                       const int8_t *x, const uint8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 };
+
+/* The portable conv1x1_s4, for the tables of backends that have none of their own. */
+void htpw_conv1x1_s4_plain(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                           const int8_t *x, const uint8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 
 /* The rule of backend `id`; NULL if there is no such id. HTPW_BACKEND_BEST is resolved. */
 const struct htpw_backend_rule *htpw_backend_rule(int id);
