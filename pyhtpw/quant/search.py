@@ -1,10 +1,11 @@
 """Which head for which layers: the mix that loses least on validation data within a budget of bytes.
 
-1. Every candidate is fitted to every group of layers alone. What takes more bytes for a larger error of the kernels than another is dropped.
-2. The rest is scored one change at a time, the others stored in 8 bits; where the evaluations do not suffice, a drop in proportion to the squared error
-   of the kernels, as measured for the same group, is assumed.
-3. All mixes are ranked by the sum of their drops, and those that should fit the budget are made and scored in that order, until the evaluations are
-   used up. The best measured one wins; of equals the smaller.
+1. Every candidate is fitted to every group of layers alone. What takes more bytes for a larger error of the kernels
+   than another is dropped.
+2. The rest is scored one change at a time, the others stored in 8 bits; where the evaluations do not suffice, a drop
+   in proportion to the squared error of the kernels, as measured for the same group, is assumed.
+3. All mixes are ranked by the sum of their drops, and those that should fit the budget are made and scored in that
+   order, until the evaluations are used up. The best measured one wins; of equals the smaller.
 
 Nothing is drawn but what `pyhtpw.quant.fit` draws from its seed: the same arguments give the same choice.
 """
@@ -52,7 +53,8 @@ _RANKED = 400  # mixes whose bytes are counted exactly
 
 @dataclass(frozen=True)
 class Trial:
-    """One mix that was made: ``heads`` by group, real ``bytes`` of the image, error of the kernels, and ``score`` (None if not scored)."""
+    """One mix that was made: ``heads`` by group, real ``bytes`` of the image, error of the kernels, and ``score``
+    (None if not scored)."""
 
     heads: Mapping[str, str]
     bytes: int
@@ -75,7 +77,8 @@ class Choice:
 
 
 def kernel_bytes(graph: Graph) -> int:
-    """Bytes of all kernels of a graph, stored or generated: WGHT, GENR, HEAD and CODE of docs/SPEC.md, biases of generators taken as 16 bits."""
+    """Bytes of all kernels of a graph, stored or generated: WGHT, GENR, HEAD and CODE of docs/SPEC.md, biases of
+    generators taken as 16 bits."""
     shapes, plan, total = graph.kernel_shapes(), graph.plan, 0
     for node in graph.nodes:
         if node.name in shapes and not node.head.generated:
@@ -112,7 +115,9 @@ def kernel_bytes(graph: Graph) -> int:
 
 
 class _Search:
-    def __init__(self, graph, params, budget, score, size, quantise, candidates, calibration, evaluations, progress, seed):
+    def __init__(
+        self, graph, params, budget, score, size, quantise, candidates, calibration, evaluations, progress, seed
+    ):
         self.graph, self.params, self.budget = graph, params, budget
         self.score, self.size, self.quantise = score, size, quantise
         self.calibration, self.evaluations, self.progress, self.seed = calibration, evaluations, progress, seed
@@ -127,7 +132,9 @@ class _Search:
         """Graph, parameters, integer model, bytes and kernel error of a mix, one specification per group."""
         if mix not in self.made:
             heads = dict(zip(self.groups, mix, strict=True))
-            graph, params, report = fit_network(self.graph, self.params, heads, calibration=self.calibration, seed=self.seed)
+            graph, params, report = fit_network(
+                self.graph, self.params, heads, calibration=self.calibration, seed=self.seed
+            )
             model = self.quantise(graph, params)
             self.made[mix] = graph, params, model, int(self.size(model)), kernel_error(graph, report)
         return self.made[mix]
@@ -145,7 +152,16 @@ class _Search:
         trial = Trial(dict(zip(self.groups, mix, strict=True)), size, error, found, stage)
         self.trials.append(trial)
         if self.progress is not None:
-            self.progress({"done": self.done, "of": self.evaluations, "stage": stage, "heads": trial.heads, "bytes": size, "score": found})
+            self.progress(
+                {
+                    "done": self.done,
+                    "of": self.evaluations,
+                    "stage": stage,
+                    "heads": trial.heads,
+                    "bytes": size,
+                    "score": found,
+                }
+            )
         if len(self.made) > 64:  # integer models and parameters of a long search would fill memory
             best = self.best()
             for key in [k for k in self.made if best is None or k != best][:32]:
@@ -187,20 +203,22 @@ def auto_heads(
     budget_bytes
         Most bytes of the whole image.
     score
-        Validation score of an integer model, larger is better (macro-F1 from integer logits). Not finite counts as worst.
+        Validation score of an integer model, larger is better (macro-F1 from integer logits). Not finite counts as
+        worst.
     size
         Bytes of the image of an integer model.
     quantise
         Graph and parameters -> integer model.
     candidates
-        Specifications by group, a group being a key of `Graph.with_heads` (kind or node); or the same for every kind; `CANDIDATES` if None.
-        Kernels of no group keep the heads that they have.
+        Specifications by group, a group being a key of `Graph.with_heads` (kind or node); or the same for every kind;
+        `CANDIDATES` if None. Kernels of no group keep the heads that they have.
     calibration
         Training windows (N, T, C), for `fit_network`.
     evaluations
         Most calls of `score`.
     progress
-        Called after every mix made with a dict: done, of, stage, heads, bytes, score (None if it was too large to be scored).
+        Called after every mix made with a dict: done, of, stage, heads, bytes, score (None if it was too large to be
+        scored).
     seed
         For `fit_network`.
 
@@ -220,12 +238,16 @@ def auto_heads(
     kept = {g: _undominated(groups[g], single[g], error[g]) for g in s.groups}
 
     smallest = min(
-        [tuple(min(kept[g], key=single[g].get) for g in s.groups), *_uniform(groups)], key=lambda mix: (s.estimate(mix), mix)
+        [tuple(min(kept[g], key=single[g].get) for g in s.groups), *_uniform(groups)],
+        key=lambda mix: (s.estimate(mix), mix),
     )
     reached = s.make(smallest)[3]
     if reached > budget_bytes:
         text = ", ".join(f"{g}={spec}" for g, spec in zip(s.groups, smallest, strict=True))
-        raise ConfigError(f"a budget of {budget_bytes} bytes cannot be met: the smallest image is {reached} bytes ({text}); allow that or add candidates")
+        raise ConfigError(
+            f"a budget of {budget_bytes} bytes cannot be met: the smallest image is {reached} bytes ({text}); "
+            "allow that or add candidates"
+        )
 
     top = s.evaluate(base, "base")
     changes = [(g, spec) for g in s.groups for spec in kept[g] if spec != base[s.groups.index(g)]]
@@ -244,12 +266,16 @@ def auto_heads(
     made = s.make(best)
     if best not in s.scores:  # all evaluations went into changes that do not fit
         s.evaluate(best, "mix")
-    heads = {g: made[0].node(n).head.text() if (n := _node_of(graph, g)) else spec for g, spec in zip(s.groups, best, strict=True)}
+    heads = {
+        g: made[0].node(n).head.text() if (n := _node_of(graph, g)) else spec
+        for g, spec in zip(s.groups, best, strict=True)
+    }
     return Choice(heads, *made[:4], s.scores[best], tuple(s.trials))
 
 
 def _groups(graph: Graph, candidates: Mapping[str, Sequence[str]] | Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Candidates by group, each text in its shortest form, with the first one being what all else is measured against."""
+    """Candidates by group, each text in its shortest form, with the first one being what all else is measured
+    against."""
     kinds = dict.fromkeys(graph.kinds().values())
     if candidates is None:
         candidates = {kind: CANDIDATES[kind] for kind in kinds}
@@ -280,7 +306,8 @@ def _swap(s: _Search, mix: tuple[str, ...], group: str, spec: str) -> tuple[str,
 
 
 def _errors(s: _Search, base: tuple[str, ...]) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, int]]]:
-    """By group and candidate alone: squared error of its kernels, and bytes of all kernels with nothing else changed."""
+    """By group and candidate alone: squared error of its kernels, and bytes of all kernels with nothing else
+    changed."""
     error, size = {}, {}
     for g in s.groups:
         error[g], size[g] = {}, {}
@@ -292,7 +319,8 @@ def _errors(s: _Search, base: tuple[str, ...]) -> tuple[dict[str, dict[str, floa
 
 
 def _undominated(specs: Sequence[str], size: Mapping[str, int], error: Mapping[str, float]) -> list[str]:
-    """Candidates that no other beats in both bytes and error, the first one always, at most `_MOST`, spread over the sizes."""
+    """Candidates that no other beats in both bytes and error, the first one always, at most `_MOST`, spread over the
+    sizes."""
     kept = [specs[0]]
     for spec in specs[1:]:
         beaten = any(
@@ -310,20 +338,31 @@ def _undominated(specs: Sequence[str], size: Mapping[str, int], error: Mapping[s
 
 
 def _uniform(groups: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    """Mixes in which as many groups as can share one specification, and so perhaps one head; the others take their first."""
+    """Mixes in which as many groups as can share one specification, and so perhaps one head; the others take their
+    first."""
     every = dict.fromkeys(spec for specs in groups.values() for spec in specs)
     smallest = {g: next((s for s in specs if s == "stored:bits=2"), specs[0]) for g, specs in groups.items()}
     return [tuple(spec if spec in specs else smallest[g] for g, specs in groups.items()) for spec in every]
 
 
-def _drops(s: _Search, base, group: str, specs: Sequence[str], error: Mapping[str, float], top: float) -> dict[str, float]:
-    """How much the score falls with each candidate of a group: measured, or in proportion to the squared error of the kernels."""
+def _drops(
+    s: _Search, base, group: str, specs: Sequence[str], error: Mapping[str, float], top: float
+) -> dict[str, float]:
+    """How much the score falls with each candidate of a group: measured, or in proportion to the squared error of the
+    kernels."""
     measured = {spec: top - s.scores[mix] for spec in specs if (mix := _swap(s, base, group, spec)) in s.scores}
     more = {spec: error[spec] - error[specs[0]] for spec in specs}
     pairs = [(more[spec], drop) for spec, drop in measured.items() if more[spec] > 0 and isfinite(drop)]
     slope = max(sum(e * d for e, d in pairs) / sum(e * e for e, _ in pairs), 0.0) if pairs else 1.0
     # infinite minus infinite has no order: a score that is not finite is just very bad
-    return {spec: measured[spec] if spec in measured and isfinite(measured[spec]) else 1e6 if spec in measured else slope * more[spec] for spec in specs}
+    return {
+        spec: measured[spec]
+        if spec in measured and isfinite(measured[spec])
+        else 1e6
+        if spec in measured
+        else slope * more[spec]
+        for spec in specs
+    }
 
 
 def _ranked(s: _Search, kept, drops, single, base, constant: int) -> list[tuple[str, ...]]:
