@@ -14,7 +14,13 @@ from pyhtpw.quant.search import auto_heads, kernel_bytes
 from pyhtpw.train import Model
 
 CANDIDATES = {
-    "pw": ("stored", "stored:bits=4", "stored:bits=2", "tiled:hidden=0,tile=8,dz=4", "tiled:hidden=0,tile=8,dz=6,code_bits=6"),
+    "pw": (
+        "stored",
+        "stored:bits=4",
+        "stored:bits=2",
+        "tiled:hidden=0,tile=8,dz=4",
+        "tiled:hidden=0,tile=8,dz=6,code_bits=6",
+    ),
     "pw1": ("stored", "stored:bits=4", "tiled:hidden=0,tile=8,dz=4"),
     "depthwise": ("stored", "stored:bits=4", "stored:bits=2"),
     "fc": ("stored:bits=4", "stored"),
@@ -39,8 +45,13 @@ def score_of(graph, params, sensitivity=None):
             if op.name not in kernels:
                 continue
             depthwise = op.kind == "depthwise"
-            wanted, found = kernels[op.name].astype(float), kernel_of(integer, op).reshape(kernels[op.name].shape).astype(float)
-            wanted, found = ((k.T if depthwise else k).reshape(k.shape[1 if depthwise else 0], -1) for k in (wanted, found))
+            wanted, found = (
+                kernels[op.name].astype(float),
+                kernel_of(integer, op).reshape(kernels[op.name].shape).astype(float),
+            )
+            wanted, found = (
+                (k.T if depthwise else k).reshape(k.shape[1 if depthwise else 0], -1) for k in (wanted, found)
+            )
             fit_ = (wanted * found).sum(1) ** 2 / ((wanted**2).sum(1) * np.maximum((found**2).sum(1), 1))
             total += (sensitivity or {}).get(op.name, 1.0) * float(np.mean(1 - fit_))
         return 1 - total / 10
@@ -48,7 +59,7 @@ def score_of(graph, params, sensitivity=None):
     return score, count
 
 
-def search(case, budget, evaluations=40, **options):
+def search(case, budget, evaluations=24, **options):
     graph, params, x = case
     score, count = score_of(graph, params, options.pop("sensitivity", None))
     options.setdefault("candidates", CANDIDATES)
@@ -61,7 +72,7 @@ def search(case, budget, evaluations=40, **options):
 
 
 def test_estimated_bytes_are_near_the_real_ones(case):
-    graph, params, x = case
+    graph, _, x = case
     for heads in (
         {}, {"pw": "stored:bits=2"}, {"pw": "tiled", "depthwise": "tiled:hidden=0"}, {"pw": "seeded", "pw1": "seeded"},
         {"pw": "codebook:entries=32,tile=4"}, {"pw": "codebook:of=generated,entries=32,tile=4"}, {"pw": "factorised:share=a"},
@@ -138,7 +149,7 @@ def test_an_impossible_budget_names_the_smallest_size(case):
 
 
 def test_seeds_and_layers_in_the_choice(case):
-    graph, params, x = case
+    graph, _, _ = case
     candidates = {"pw3": ["seeded:tile=8,dz=6"], "pw2": ["stored:bits=4"]}
     choice, _ = search(case, 10**6, candidates=candidates)
     assert choice.heads["pw2"] == "stored:bits=4"
