@@ -1,4 +1,5 @@
-"""Trained networks mapped onto heads: planted solutions are found again, exact ones are exact, and the function survives."""
+"""Trained networks mapped onto heads: planted solutions are found again, exact ones are exact, and the function
+survives."""
 
 from dataclasses import replace
 
@@ -45,7 +46,7 @@ def test_alternate_finds_planted_codes():
 
 def test_alternate_beats_rounding_the_singular_values():
     x = RNG.standard_normal((300, 8))
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
     codes = np.rint(u[:, :3] / np.abs(u[:, :3]).max() * 7)
     plain = solve.loss(x, ONES, codes @ solve.least_squares_matrix(x, ONES, codes).T)
     found, matrix = solve.alternate(x, ONES, 3, 7)
@@ -126,7 +127,9 @@ def test_shared_a_is_the_best_common_subspace():
     _, _, less = fit_network(graph, params, {"pw": "factorised:share=a,rank=2"})
     names = ["pw2", "pw3", "pw4"]
     assert max(full.errors[n] for n in names) < 1e-6
-    rows = np.stack([params[f"{n}.weight"] / np.sqrt((params[f"{n}.weight"] ** 2).mean(1, keepdims=True)) for n in names])
+    rows = np.stack(
+        [params[f"{n}.weight"] / np.sqrt((params[f"{n}.weight"] ** 2).mean(1, keepdims=True)) for n in names]
+    )
     least = np.linalg.svd(rows.reshape(3, -1), compute_uv=False)[2] / np.linalg.norm(rows)
     found = np.sqrt(np.mean([less.errors[n] ** 2 for n in names]))
     assert found == pytest.approx(least, rel=0.02)
@@ -179,7 +182,7 @@ def test_seeds_are_tried_and_told():
     model.params["pw2.weight"][:] = (0.1 * codes @ matrix.T).reshape(16, 12)
     rows = model.params["pw2.weight"]
     rows /= np.sqrt((rows**2).mean(1, keepdims=True))  # spoils the plant a little: rows are of equal size now
-    other, found, report = fit_network(graph, model.state(), {"pw": "seeded:tile=16,dz=4,seed=2"})
+    other, _, report = fit_network(graph, model.state(), {"pw": "seeded:tile=16,dz=4,seed=2"})
     assert report.seeds == {"head": 7}
     assert other.node("pw2").head.seed == 7
     only = fit_network(graph, model.state(), {"pw": "seeded:tile=16,dz=4,seed=8"})[2]
@@ -195,9 +198,13 @@ def test_two_seeded_heads_never_become_one():
 
 
 def test_codes_of_dense_heads_keep_off_a_shared_grid():
-    graph, params, x = network()
-    heads = {"pw": "tiled:tile=8,dz=4,hidden=12,group=g", "fc": "dense:hidden=12,group=g", "pw1": "factorised:hidden=12,group=g"}
-    other, found, report = fit_network(graph, params, heads)
+    graph, params, _ = network()
+    heads = {
+        "pw": "tiled:tile=8,dz=4,hidden=12,group=g",
+        "fc": "dense:hidden=12,group=g",
+        "pw1": "factorised:hidden=12,group=g",
+    }
+    other, _, report = fit_network(graph, params, heads)
     assert len(other.plan.generators) == 1
     assert max(report.errors["fc"], report.errors["pw1"]) < 1e-6
     alone = fit_network(graph, params, {"pw": heads["pw"]})[2]
@@ -235,7 +242,7 @@ def test_calibration_corrects_the_statistics():
 def test_generated_networks_can_be_fitted_anew(monkeypatch):
     monkeypatch.setattr(fit, "ADAM_STEPS", 5)
     graph, model, x = trained(heads={"pw": "tiled:tile=8,hidden=0"})
-    other, found, report = fit_network(graph, model.state(), {"pw": "dense", "depthwise": "tiled"})
+    _, found, report = fit_network(graph, model.state(), {"pw": "dense", "depthwise": "tiled"})
     assert max(report.errors["pw2"], report.errors["pw3"]) < 1e-6
     assert all(np.isfinite(value).all() for value in found.values())
     stored, same, _ = fit_network(graph, model.state(), {"pw": "stored"})

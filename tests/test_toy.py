@@ -1,9 +1,9 @@
-"""The worked toy of the published idea: three 4x4 pointwise layers, dz = 2, dh = 4, with the numbers that are printed there."""
+"""The worked toy of the published idea: three 4x4 pointwise layers, dz = 2, dh = 4, with its printed numbers."""
 
+import integer_plain
 import numpy as np
 from test_quant import quantised
 
-import integer_plain
 from pyhtpw.nets import Graph, Node
 from pyhtpw.quant.generator import run_generator
 from pyhtpw.train import Model
@@ -13,13 +13,19 @@ from pyhtpw.train.workspace import Workspace
 Z2 = [0.8, -0.3]
 PRE = [0.56, -0.26, -0.16, 0.45]
 H2 = [0.56, 0.0, 0.0, 0.45]
-WG = np.array([[0.7, 0.0], [-0.1, 0.6], [-0.2, 0.0], [0.3, -0.7]])  # not printed; with b = 0 it gives the printed pre-activations
+WG = np.array(
+    [[0.7, 0.0], [-0.1, 0.6], [-0.2, 0.0], [0.3, -0.7]]
+)  # not printed; with b = 0 it gives the printed pre-activations
 
 
 def toy():
     nodes = [Node("pw1", "pointwise", ("input",), 4, norm=True, relu=True)]
     for i in (2, 3):
-        nodes.append(Node(f"pw{i}", "pointwise", (f"pw{i - 1}",), 4, norm=True, relu=True, head="dense:dz=2,hidden=4,code_bits=8"))
+        nodes.append(
+            Node(
+                f"pw{i}", "pointwise", (f"pw{i - 1}",), 4, norm=True, relu=True, head="dense:dz=2,hidden=4,code_bits=8"
+            )
+        )
     nodes += [Node("pool", "avgpool", ("pw3",), 4), Node("fc", "fc", ("pool",), 2)]
     graph = Graph("toy", (6, 4), 2, tuple(nodes))
     model = Model(graph, seed=0, dtype=np.float64)

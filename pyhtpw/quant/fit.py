@@ -1,11 +1,12 @@
-"""From a trained network with stored kernels to one whose kernels are generated: heads fitted to given kernels, without any training data.
+"""From a trained network with stored kernels to one whose kernels are generated: heads fitted to given kernels,
+without any training data.
 
-Linear tiled heads by alternating least squares over codes on their integer grid, seeded ones by least squares of the codes for several
-seeds, codebooks by k-means, dense and factorised heads exactly or by singular values; heads behind hidden layers start from the linear
-solution and go on with a short deterministic Adam on the error of the kernels.
+Linear tiled heads by alternating least squares over codes on their integer grid, seeded ones by least squares of the
+codes for several seeds, codebooks by k-means, dense and factorised heads exactly or by singular values; heads behind
+hidden layers start from the linear solution and go on with a short deterministic Adam on the error of the kernels.
 
-The scale of every output channel is first moved into the normalisation behind it, where it costs nothing: what is left for a head to
-reproduce has rows of equal size.
+The scale of every output channel is first moved into the normalisation behind it, where it costs nothing: what is
+left for a head to reproduce has rows of equal size.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _IMPORTANCE = (0.1, 10.0)  # least and largest weight of an element, relative to
 
 @dataclass(frozen=True)
 class Report:
-    """``errors``: node -> ||fitted - wanted|| / ||wanted|| of its kernel (rows of equal size, codes on their grid; for stored nodes
-    what rounding to their bits does); ``seeds``: head -> the seed that was chosen."""
+    """``errors``: node -> ||fitted - wanted|| / ||wanted|| of its kernel (rows of equal size, codes on their grid;
+    for stored nodes what rounding to their bits does); ``seeds``: head -> the seed that was chosen."""
 
     errors: Mapping[str, float]
     seeds: Mapping[str, int]
@@ -61,7 +62,8 @@ def fit_network(
     heads
         As `Graph.with_heads` takes them. Nodes that they do not speak of keep their kernels and heads.
     calibration : float32 (N, T, C), optional
-        Training windows. With them elements count by the variance of their inputs, and running statistics are corrected by what the new kernels change.
+        Training windows. With them elements count by the variance of their inputs, and running statistics are
+        corrected by what the new kernels change.
     input_variance
         Node -> variance (Cin,) of its inputs, instead of that of `calibration`.
     seed
@@ -70,7 +72,8 @@ def fit_network(
     Returns
     -------
     graph, params, report
-        `params` are float32 under the trainer's names, ready to be quantised or trained on. A seeded head's specification may come back with another seed.
+        `params` are float32 under the trainer's names, ready to be quantised or trained on. A seeded head's
+        specification may come back with another seed.
 
     Raises
     ------
@@ -112,7 +115,8 @@ def fit_network(
 
 
 def _equalised(nodes: list[Node], source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters of the same function in which the output channels of the given nodes' kernels have equal size, where a normalisation follows."""
+    """Parameters of the same function in which the output channels of the given nodes' kernels have equal size, where
+    a normalisation follows."""
     values = dict(source)
     for node in nodes:
         if not node.norm:
@@ -131,7 +135,9 @@ def _equalised(nodes: list[Node], source: Mapping[str, np.ndarray]) -> dict[str,
     return values
 
 
-def _corrected(graph: Graph, found: dict, scaled: Mapping, made: Mapping, calibration: np.ndarray) -> dict[str, np.ndarray]:
+def _corrected(
+    graph: Graph, found: dict, scaled: Mapping, made: Mapping, calibration: np.ndarray
+) -> dict[str, np.ndarray]:
     """Running statistics moved by what the fitted kernels change."""
     plain, nodes = graph.stored(), set(made)
     x = np.ascontiguousarray(calibration, np.float32)
@@ -146,7 +152,9 @@ def _corrected(graph: Graph, found: dict, scaled: Mapping, made: Mapping, calibr
 class _Fit:
     """The state of one fit: parameters of the wanted graph, and rows (tiles) that its heads should make."""
 
-    def __init__(self, graph: Graph, scaled: Mapping[str, np.ndarray], variance: Mapping[str, np.ndarray], seed: int) -> None:
+    def __init__(
+        self, graph: Graph, scaled: Mapping[str, np.ndarray], variance: Mapping[str, np.ndarray], seed: int
+    ) -> None:
         self.graph, self.seed = graph, seed
         self.params = initial_params(graph, seed)
         self.targets = {node.name: scaled[f"{node.name}.weight"] for node in graph.generated_nodes()}
@@ -156,7 +164,8 @@ class _Fit:
                 self.params[name] = scaled[name].copy()
 
     def _importance(self, node: Node, scaled: Mapping, variance: Mapping) -> np.ndarray:
-        """How much each element of a kernel matters, 1 on average: squared gain of its output times the variance of its input."""
+        """How much each element of a kernel matters, 1 on average: squared gain of its output times the variance of
+        its input."""
         kernel = self.targets[node.name]
         weight = np.ones(kernel.shape)
         if node.norm:
@@ -165,14 +174,18 @@ class _Fit:
         if node.name in variance:
             given = np.asarray(variance[node.name], np.float64)
             if given.shape != kernel.shape[-1:] or not np.isfinite(given).all() or (given < 0).any():
-                raise ConfigError(f"input variance of {node.name!r} has shape {given.shape}; give {kernel.shape[-1]} numbers of at least 0")
+                raise ConfigError(
+                    f"input variance of {node.name!r} has shape {given.shape}; "
+                    f"give {kernel.shape[-1]} numbers of at least 0"
+                )
             weight = weight * given
         return np.clip(weight / max(weight.mean(), 1e-30), *_IMPORTANCE)
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     def rows(self, head: HeadPlan) -> tuple[np.ndarray, np.ndarray]:
-        """What a head should make, (tiles, tile), and how much each element matters, 0 where the last tile of a kernel is cut off."""
+        """What a head should make, (tiles, tile), and how much each element matters, 0 where the last tile of a
+        kernel is cut off."""
         x, weight = [], []
         for name in head.nodes:
             depthwise = self.graph.node(name).op == "depthwise"
@@ -195,7 +208,8 @@ class _Fit:
     # -- heads --------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Fit everything: codebooks first choose their tables, heads of single codes come last, when their generator is settled."""
+        """Fit everything: codebooks first choose their tables, heads of single codes come last, when their generator
+        is settled."""
         books: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for head in self.graph.plan.heads:
             if head.spec.kind == "codebook":
@@ -258,7 +272,8 @@ class _Fit:
         self._set_ids(head, solve.assign(x, weight, h @ self.params[f"{head.name}.weight"].T)[0])
 
     def _seeded(self, head: HeadPlan, x: np.ndarray, weight: np.ndarray, top: int) -> None:
-        """Codes for several seeds; the best one goes into the specification. Behind hidden layers any seed is as good."""
+        """Codes for several seeds; the best one goes into the specification. Behind hidden layers any seed is as
+        good."""
         if head.spec.hidden:
             return
         best = np.inf
@@ -280,7 +295,8 @@ class _Fit:
         self.graph = replace(self.graph, nodes=nodes)
 
     def _through_layers(self, at: int, heads: list[HeadPlan], books: Mapping) -> None:
-        """A generator with hidden layers: first one that passes codes on as relu(z) and relu(-z), which makes the linear solution, then Adam."""
+        """A generator with hidden layers: first one that passes codes on as relu(z) and relu(-z), which makes the
+        linear solution, then Adam."""
         plan = self.graph.plan.generators[at]
         for head in heads:  # numbers of about 1 suit the layers behind them
             for source in head.codes:
@@ -301,7 +317,9 @@ class _Fit:
         for head in heads:
             targets[head.name] = books.get(head.name) or self.rows(head)
             if head.spec.kind != "seeded":
-                h = np.concatenate([MicroMlp(plan).forward(self._rounded(head, source), self.params) for source in head.codes])
+                h = np.concatenate(
+                    [MicroMlp(plan).forward(self._rounded(head, source), self.params) for source in head.codes]
+                )
                 self.params[f"{head.name}.weight"] = solve.least_squares_matrix(*targets[head.name], h)
         names = [*plan.shapes()]
         for head in heads:
@@ -309,7 +327,8 @@ class _Fit:
         self._adam(names, [n for head in heads for n in head.nodes])
 
     def _adam(self, names: list[str], nodes: list[str]) -> None:
-        """Adam with a cosine rate on the weighted error of the given nodes' kernels; keeps the best parameters that it saw."""
+        """Adam with a cosine rate on the weighted error of the given nodes' kernels; keeps the best parameters that
+        it saw."""
         expander = Expander(self.graph, Workspace(np.float64))
         size = np.sqrt(np.mean(np.concatenate([self.targets[n].ravel() for n in nodes]) ** 2)) or 1.0
         first, second = ({n: np.zeros_like(self.params[n]) for n in names} for _ in range(2))
@@ -325,7 +344,9 @@ class _Fit:
             if step > ADAM_STEPS:
                 break
             for name, grad in expander.kernel_grads().items():
-                grad[:] = 2 * self.importance[name] * (made[name] - self.targets[name]) / size**2 if name in nodes else 0
+                grad[:] = (
+                    2 * self.importance[name] * (made[name] - self.targets[name]) / size**2 if name in nodes else 0
+                )
             expander.backward(self.params, grads)
             fade = 0.5 * (1 + np.cos(np.pi * step / ADAM_STEPS))
             for n in names:
@@ -345,7 +366,9 @@ class _Fit:
         return np.rint(self.params[source] / step) * step
 
     def _h(self, head: HeadPlan) -> np.ndarray:
-        return MicroMlp(self.graph.plan.generators[head.generator]).forward(self._rounded(head, head.codes[0]), self.params)[0]
+        return MicroMlp(self.graph.plan.generators[head.generator]).forward(
+            self._rounded(head, head.codes[0]), self.params
+        )[0]
 
     def _whole(self, head: HeadPlan) -> np.ndarray:
         name = head.nodes[0]
@@ -354,10 +377,7 @@ class _Fit:
     def _tame(self, head: HeadPlan) -> None:
         """Any code does, but it must not widen the grid of the codes that were fitted to it."""
         others = [
-            name
-            for h in self.graph.plan.heads
-            if h.generator == head.generator and h.spec.tiles
-            for name in h.codes
+            name for h in self.graph.plan.heads if h.generator == head.generator and h.spec.tiles for name in h.codes
         ]
         if others:
             largest = max(float(np.abs(self.params[name]).max()) for name in others)
@@ -365,8 +385,13 @@ class _Fit:
             self.params[head.codes[0]] = code * largest / np.abs(code).max()
 
     def _shared_a(self, owner: HeadPlan) -> None:
-        """Kernels of equal size share A: their best common subspace, by singular values, and the coordinates of each in its B."""
-        heads = [h for h in self.graph.plan.heads if h is owner or (h.a_of is not None and self.graph.plan.heads[h.a_of] is owner)]
+        """Kernels of equal size share A: their best common subspace, by singular values, and the coordinates of each
+        in its B."""
+        heads = [
+            h
+            for h in self.graph.plan.heads
+            if h is owner or (h.a_of is not None and self.graph.plan.heads[h.a_of] is owner)
+        ]
         u, s, vt = np.linalg.svd(np.stack([self._whole(h) for h in heads]), full_matrices=False)
         rank = min(owner.spec.rank, len(s))
         a = np.zeros((owner.rows, owner.spec.rank))

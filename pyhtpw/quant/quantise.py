@@ -42,12 +42,13 @@ def quantise(
     sample_rate
         Hz, for the image's INFO.
     recalibrate : bool
-        Correct the statistics of every normalisation that follows a generated kernel, or one of less than 8 bits, by what the integer kernels
-        in place of the float ones change on the calibration windows, so that their rounding shifts no mean and no variance.
+        Correct the statistics of every normalisation that follows a generated kernel, or one of less than 8 bits, by
+        what the integer kernels in place of the float ones change on the calibration windows, so that their rounding
+        shifts no mean and no variance.
     compact : bool
-        Multipliers of one byte (form 1 of docs/SPEC.md 4.3) instead of two. Stored kernels are quantised with the scales that these exactly stand
-        for, so that it costs them nothing; the gain behind a generated kernel is rounded (relative error at most 2^-9), and its bias
-        set so that the mean of the output stays where it was.
+        Multipliers of one byte (form 1 of docs/SPEC.md 4.3) instead of two. Stored kernels are quantised with the
+        scales that these exactly stand for, so that it costs them nothing; the gain behind a generated kernel is
+        rounded (relative error at most 2^-9), and its bias set so that the mean of the output stays where it was.
 
     Returns
     -------
@@ -107,7 +108,8 @@ def with_threshold(model: IntegerModel, threshold: float) -> IntegerModel:
 
 
 def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: IntegerHeads):
-    """The same network with all kernels stored, as the reals that integers stand for; and the nodes that this changes noticeably."""
+    """The same network with all kernels stored, as the reals that integers stand for; and the nodes that this changes
+    noticeably."""
     network = graph.stored()
     values = {name: np.asarray(params[name], np.float32) for name in network.parameter_shapes() if name in params}
     rounded = set(heads.kernels)
@@ -131,7 +133,8 @@ def _channel_axis(node: Node) -> int:
 
 
 def _with_gain(node: Node, params: Mapping[str, np.ndarray], gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A stored kernel with the gain of its normalisation in it, and that gain in a shape that goes with the kernel's."""
+    """A stored kernel with the gain of its normalisation in it, and that gain in a shape that goes with the
+    kernel's."""
     kernel = np.asarray(params[f"{node.name}.weight"], np.float64)
     shape = [1] * kernel.ndim
     shape[_channel_axis(node)] = -1

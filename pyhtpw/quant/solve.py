@@ -1,7 +1,8 @@
-"""The small optimisation problems behind `pyhtpw.quant.fit`: codes on an integer grid, matrices by least squares, k-means.
+"""The small optimisation problems behind `pyhtpw.quant.fit`: codes on an integer grid, matrices by least squares,
+k-means.
 
-Letters: R rows (tiles), t weights of a row, d numbers of a code. ``x`` (R, t) is what to reproduce, ``weight`` (R, t) >= 0 how much each
-element matters (0 for what is cut off a last tile). Everything is float64 and deterministic.
+Letters: R rows (tiles), t weights of a row, d numbers of a code. ``x`` (R, t) is what to reproduce, ``weight`` (R, t)
+>= 0 how much each element matters (0 for what is cut off a last tile). Everything is float64 and deterministic.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def _ridge(gram: np.ndarray) -> np.ndarray:
     return (RIDGE * diagonal + 1e-30)[:, None, None] * np.eye(gram.shape[1])
 
 
-def descend(x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, codes: np.ndarray, top: int, sweeps: int) -> np.ndarray:
+def descend(
+    x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, codes: np.ndarray, top: int, sweeps: int
+) -> np.ndarray:
     """Codes (R, d), whole numbers in [-top, top], improved one dimension at a time: never worse than those given."""
     codes = codes.copy()
     rest = x - codes @ matrix.T
@@ -58,7 +61,8 @@ def descend(x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, codes: np.nda
 
 
 def reach_top(x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, codes: np.ndarray, top: int) -> np.ndarray:
-    """Codes with at least one number of magnitude `top`, which fixes the step of the whole grid; the one that it costs least."""
+    """Codes with at least one number of magnitude `top`, which fixes the step of the whole grid; the one that it
+    costs least."""
     if np.abs(codes).max(initial=0) >= top:
         return codes
     rest = x - codes @ matrix.T
@@ -78,12 +82,17 @@ def reach_top(x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, codes: np.n
 def alternate(x: np.ndarray, weight: np.ndarray, dz: int, top: int, rounds: int = 25) -> tuple[np.ndarray, np.ndarray]:
     """Codes (R, dz) in [-top, top] and the matrix (t, dz) of a linear head, by alternating least squares.
 
-    Starts from the singular value decomposition, all dimensions brought to equal spread, since all have the same grid. Each half-step lowers the loss,
-    so that it ends where neither helps.
+    Starts from the singular value decomposition, all dimensions brought to equal spread, since all have the same
+    grid. Each half-step lowers the loss, so that it ends where neither helps.
     """
     rows = len(x)
     made = x * (weight > 0)
-    for again in (True, True, True, False):  # real codes first: plain singular values, then a few rounds with the weights
+    for again in (
+        True,
+        True,
+        True,
+        False,
+    ):  # real codes first: plain singular values, then a few rounds with the weights
         u, _, _ = np.linalg.svd(made, full_matrices=False)
         start = np.zeros((rows, dz))
         start[:, : min(dz, u.shape[1])] = u[:, :dz]
@@ -112,8 +121,11 @@ def alternate(x: np.ndarray, weight: np.ndarray, dz: int, top: int, rounds: int 
     return best[1], best[2]
 
 
-def codes_for_matrix(x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, top: int, rounds: int = 8) -> tuple[np.ndarray, float]:
-    """Codes (R, d) in [-top, top] and the positive gain for which gain * codes @ matrix.T is nearest to x; the matrix stays."""
+def codes_for_matrix(
+    x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, top: int, rounds: int = 8
+) -> tuple[np.ndarray, float]:
+    """Codes (R, d) in [-top, top] and the positive gain for which gain * codes @ matrix.T is nearest to x; the matrix
+    stays."""
     real = np.linalg.lstsq(matrix, (x * (weight > 0)).T, rcond=None)[0].T
     largest = np.abs(real).max(initial=0)
     if largest == 0:
@@ -136,7 +148,9 @@ def codes_for_matrix(x: np.ndarray, weight: np.ndarray, matrix: np.ndarray, top:
     return best[1], best[2]
 
 
-def k_means(x: np.ndarray, weight: np.ndarray, entries: int, seed: int, rounds: int = 40) -> tuple[np.ndarray, np.ndarray]:
+def k_means(
+    x: np.ndarray, weight: np.ndarray, entries: int, seed: int, rounds: int = 40
+) -> tuple[np.ndarray, np.ndarray]:
     """Table (entries, t) and ids (R,) of a codebook: weighted k-means from a k-means++ start.
 
     With no more rows than entries every row gets its own, and what is left of the table is 0.
@@ -175,7 +189,8 @@ def assign(x: np.ndarray, weight: np.ndarray, table: np.ndarray) -> tuple[np.nda
 
 
 def means(x: np.ndarray, weight: np.ndarray, ids: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted mean of the rows that pick each entry (the old value where nothing weighs), and the entries that none picks."""
+    """The weighted mean of the rows that pick each entry (the old value where nothing weighs), and the entries that
+    none picks."""
     top, bottom = np.zeros_like(table), np.zeros_like(table)
     np.add.at(top, ids, weight * x)
     np.add.at(bottom, ids, weight)

@@ -23,7 +23,8 @@ def statistics(
     before: Statistics | None,
     nodes: Collection[str],
 ) -> tuple[Statistics, dict[str, np.ndarray]]:
-    """Mean and variance of what reaches the given normalisations, in network order, each corrected before the next is looked at.
+    """Mean and variance of what reaches the given normalisations, in network order, each corrected before the next is
+    looked at.
 
     Parameters
     ----------
@@ -32,8 +33,8 @@ def statistics(
     x : float32 (N, T, C)
         Windows.
     before
-        What the statistics were when the running ones were right. Then the running ones are corrected by what has changed since; None
-        corrects nothing.
+        What the statistics were when the running ones were right. Then the running ones are corrected by what has
+        changed since; None corrects nothing.
     nodes
         Names of the normalised nodes in question.
 
