@@ -133,18 +133,8 @@ int htpw_generator_open(struct htpw_model *model, struct htpw_span generator, st
 }
 
 /* Tiles are made several at a time, so that a backend can share its loads between them. */
-#define HTPW_SYNTH_TILES_MAX 16u
-#define HTPW_SYNTH_BATCH 512u    /* weights: tiles are fewer if they are large, but at least two */
+#define HTPW_SYNTH_BATCH 512u    /* weights that pass through scratch: tiles are fewer if they are large, but at least two */
 #define HTPW_SYNTH_PACKED 4096u  /* bytes of a layer or head that is worth a copy in the layout of the backend */
-
-/* One layer ready to run. */
-struct htpw_synth_layer {
-    const void *weights; /* packed in the layout of the backend, or row-major int8 */
-    const int32_t *biases;
-    int32_t multiplier, shift;
-    int32_t rows, cols;
-    int is_packed;
-};
 
 /* Hands out scratch; with base NULL it only counts, which is how the plan learns the size. */
 struct htpw_bump {
@@ -158,8 +148,7 @@ static uint8_t *htpw_bump_take(struct htpw_bump *bump, uint32_t bytes) {
     return p;
 }
 
-/* n signed values of a stream of `bits` <= 8 each, from value `first` on. */
-static void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to) {
+void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to) {
     const uint32_t at = first * bits; /* bits of a section: below 2^30 */
     const uint8_t *p = stream + at / 8u;
     if (bits == 4 && at % 8u == 0) { /* the usual width of codes */
@@ -223,20 +212,28 @@ static void htpw_layer_unpack(const struct htpw_generator_layer *layer, const st
         out->weights = weights;
     }
     out->biases = NULL;
+    out->bias_max = 0;
     if (layer->bias_bits != 0) {
         int32_t *biases = (int32_t *)(void *)htpw_bump_take(bump, 4u * layer->rows);
         for (uint32_t i = 0; biases != NULL && i < layer->rows; i++) {
-            biases[i] = htpw_bits_signed(layer->biases, i, layer->bias_bits);
+            const int32_t bias = htpw_bits_signed(layer->biases, i, layer->bias_bits);
+            const uint32_t absolute = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
+            out->bias_max = absolute > out->bias_max ? absolute : out->bias_max;
+            biases[i] = bias;
         }
         out->biases = biases;
     }
     out->multiplier = (int32_t)layer->multiplier << 16;
     out->shift = layer->shift;
+    out->act_min = 0;
+    out->act_max = 127;
 }
 
 struct htpw_synth {
-    struct htpw_synth_layer generator[HTPW_GENERATOR_LAYERS_MAX], head;
-    uint32_t tiles;    /* made at one time */
+    struct htpw_synth_job job;
+    uint32_t tiles;    /* made at one time, if they pass through scratch */
+    uint32_t pitch;    /* of tiles in scratch */
+    uint32_t group;    /* weights that struct htpw_backend.synth stores together */
     int8_t *buffer[2]; /* codes or embeddings of all of them, used in turn */
     int8_t *weights;   /* row-major, on their way into the cache's layout */
     void *scratch;     /* of the backend's kernels */
@@ -249,17 +246,26 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     const uint32_t rows = model->head[head].rows;
     uint32_t widest = model->dz;
     for (uint32_t i = 0; i < model->generator_layers; i++) {
-        htpw_layer_unpack(&model->generator[i], &rule->layout, &bump, &s->generator[i]);
+        htpw_layer_unpack(&model->generator[i], &rule->layout, &bump, &s->job.layer[i]);
         widest = model->generator[i].rows > widest ? model->generator[i].rows : widest;
     }
-    htpw_layer_unpack(&model->head[head], &rule->layout, &bump, &s->head);
+    htpw_layer_unpack(&model->head[head], &rule->layout, &bump, &s->job.layer[model->generator_layers]);
+    s->job.layer[model->generator_layers].act_min = -127;
+    s->job.layers = model->generator_layers + 1u;
+    s->job.code_bits = model->code_bits;
+    s->job.dz = model->dz;
+    s->group = rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
+    s->pitch = (rows + s->group - 1u) / s->group * s->group;
     s->tiles = HTPW_SYNTH_BATCH / rows & ~UINT32_C(1);
     s->tiles = s->tiles < 2u ? 2u : s->tiles > HTPW_SYNTH_TILES_MAX ? HTPW_SYNTH_TILES_MAX : s->tiles;
+    s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * s->pitch);
+    /* what the backend's synth needs lies where the kernels' vectors do, as either it or they run */
+    struct htpw_bump other = bump;
+    s->job.scratch = htpw_bump_take(&other, rule->synth_bytes * HTPW_SYNTH_TILES_MAX + HTPW_SYNTH_SLACK);
     s->buffer[0] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
     s->buffer[1] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
-    s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * rows);
     s->scratch = htpw_bump_take(&bump, htpw_backend_scratch(rule, widest));
-    return htpw_round16(bump.used);
+    return htpw_round16(rule->synth_bytes != 0 && other.used > bump.used ? other.used : bump.used);
 }
 
 uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
@@ -275,14 +281,83 @@ uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
 
 /* y[tiles][rows] of x[tiles][cols]. */
 static void htpw_synth_run(const struct htpw_backend *backend, const struct htpw_synth_layer *layer, int32_t tiles,
-                           int32_t act_min, void *scratch, const int8_t *x, int8_t *y) {
-    const struct htpw_requant q = {&layer->multiplier, &layer->shift, 0, 0, act_min, 127};
+                           void *scratch, const int8_t *x, int8_t *y) {
+    const struct htpw_requant q = {&layer->multiplier, &layer->shift, 0, 0, layer->act_min, layer->act_max};
     if (layer->is_packed) {
         backend->packed(tiles, layer->cols, layer->rows, &q, 0, x, layer->weights, layer->biases, scratch, y);
     } else {
         backend->conv1x1(tiles, layer->cols, layer->rows, &q, 0, x, (const int8_t *)layer->weights, layer->biases,
                          scratch, y);
     }
+}
+
+/* Some tiles to s->weights, one after another, with the matrix products that inference uses. */
+static void htpw_synth_plainly(const struct htpw_backend *backend, const struct htpw_synth *s, uint32_t tile,
+                               uint32_t tiles) {
+    const struct htpw_synth_job *job = &s->job;
+    uint32_t from = 0;
+    htpw_values_read(job->codes, tile * job->dz, tiles * job->dz, job->code_bits, s->buffer[0]);
+    for (uint32_t i = 0; i < job->layers; i++, from ^= 1u) {
+        int8_t *y = i == job->layers - 1u ? s->weights : s->buffer[from ^ 1u];
+        htpw_synth_run(backend, &job->layer[i], (int32_t)tiles, s->scratch, s->buffer[from], y);
+    }
+}
+
+/* Some tiles to s->weights and from there into the cache. */
+static void htpw_synth_through(const struct htpw_backend *backend, struct htpw_synth *s, const struct htpw_op *op,
+                               const struct htpw_layout *layout, uint32_t tile, uint32_t tiles, uint8_t *kernel) {
+    const uint32_t rows = (uint32_t)s->job.layer[s->job.layers - 1u].rows;
+    uint32_t pitch = s->pitch;
+    int8_t *y[HTPW_SYNTH_TILES_MAX];
+    for (uint32_t t = 0; t < tiles; t++) {
+        y[t] = s->weights + t * pitch;
+    }
+    if (backend->synth == NULL || !backend->synth(&s->job, tile, tiles, y, s->group)) {
+        htpw_synth_plainly(backend, s, tile, tiles);
+        pitch = rows;
+    }
+    const uint32_t at_once = pitch == rows ? tiles : 1u; /* tiles without gaps */
+    for (uint32_t t = 0; t < tiles; t += at_once) {
+        const uint32_t done = (tile + t) * rows, left = op->weight_count - done; /* the last tile is cut off */
+        const uint32_t count = left < at_once * rows ? left : at_once * rows;
+        htpw_layout_put(layout, op->products, done, count, s->weights + t * pitch, kernel);
+    }
+}
+
+/* All tiles straight into the cache; returns how many that were, none if the backend cannot do it. For kernels of which each
+ * row consists of whole tiles, and tiles of whole groups that the cache stores together. */
+static uint32_t htpw_synth_direct(const struct htpw_backend *backend, const struct htpw_synth *s, const struct htpw_op *op,
+                                  const struct htpw_layout *layout, uint32_t all, uint8_t *kernel) {
+    const uint32_t rows = (uint32_t)s->job.layer[s->job.layers - 1u].rows, per_row = op->products / rows;
+    const int is_flat = layout->bytes == 1 && layout->in_block == 1 && layout->out_block == 1; /* one long row */
+    if (backend->synth == NULL || rows != s->pitch || layout->bytes != 1 ||
+        (is_flat ? op->weight_count : op->products) % rows != 0 || !(is_flat || layout->in_block == s->group)) {
+        return 0;
+    }
+    const uint32_t to_block = is_flat ? 0u : (op->products - s->group) * layout->out_block; /* from the last row of one */
+    int8_t *row = (int8_t *)kernel, *at = row;
+    uint32_t left = is_flat ? all : per_row, left_of_block = layout->out_block;
+    for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
+        int8_t *y[HTPW_SYNTH_TILES_MAX];
+        tiles = all - tile < HTPW_SYNTH_TILES_MAX ? all - tile : HTPW_SYNTH_TILES_MAX;
+        for (uint32_t t = 0; t < tiles; t++) {
+            y[t] = at;
+            at += rows * layout->out_block;
+            if (--left == 0) {
+                left = per_row;
+                row += s->group;
+                if (--left_of_block == 0) {
+                    left_of_block = layout->out_block;
+                    row += to_block;
+                }
+                at = row;
+            }
+        }
+        if (!backend->synth(&s->job, tile, tiles, y, s->group * layout->out_block)) {
+            return 0;
+        }
+    }
+    return all;
 }
 
 void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
@@ -293,18 +368,13 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
     struct htpw_synth s;
     (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, scratch, &s);
     backend = htpw_backend_get(with);
+    const uint32_t rows = (uint32_t)s.job.layer[s.job.layers - 1u].rows, all = (op->weight_count + rows - 1u) / rows;
+    s.job.codes = op->codes;
+    s.job.codes_end = op->codes + htpw_bits_bytes(all * model->dz, model->code_bits);
     htpw_layout_clear(layout, op->out.c, op->products, kernel);
-    const uint32_t rows = (uint32_t)s.head.rows, all = (op->weight_count + rows - 1u) / rows;
-    for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
-        uint32_t from = 0;
+    for (uint32_t tile = htpw_synth_direct(backend, &s, op, layout, all, kernel), tiles; tile < all; tile += tiles) {
         tiles = all - tile < s.tiles ? all - tile : s.tiles;
-        htpw_values_read(op->codes, tile * model->dz, tiles * model->dz, model->code_bits, s.buffer[0]);
-        for (uint32_t i = 0; i < model->generator_layers; i++, from ^= 1u) {
-            htpw_synth_run(backend, &s.generator[i], (int32_t)tiles, 0, s.scratch, s.buffer[from], s.buffer[from ^ 1u]);
-        }
-        htpw_synth_run(backend, &s.head, (int32_t)tiles, -127, s.scratch, s.buffer[from], s.weights);
-        const uint32_t done = tile * rows, left = op->weight_count - done; /* the last tile is cut off */
-        htpw_layout_put(layout, op->products, done, left < tiles * rows ? left : tiles * rows, s.weights, kernel);
+        htpw_synth_through(backend, &s, op, layout, tile, tiles, kernel);
     }
     htpw_layout_finish(layout, op->out.c, op->products, kernel);
 }
