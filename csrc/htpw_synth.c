@@ -254,6 +254,7 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     s->job.layers = model->generator_layers + 1u;
     s->job.code_bits = model->code_bits;
     s->job.dz = model->dz;
+    s->job.state = 0;
     s->group = rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
     s->pitch = (rows + s->group - 1u) / s->group * s->group;
     s->tiles = HTPW_SYNTH_BATCH / rows & ~UINT32_C(1);
@@ -261,7 +262,8 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * s->pitch);
     /* what the backend's synth needs lies where the kernels' vectors do, as either it or they run */
     struct htpw_bump other = bump;
-    s->job.scratch = htpw_bump_take(&other, rule->synth_bytes * HTPW_SYNTH_TILES_MAX + HTPW_SYNTH_SLACK);
+    other.used = htpw_round16(other.used);
+    s->job.scratch = htpw_bump_take(&other, rule->synth_bytes);
     s->buffer[0] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
     s->buffer[1] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
     s->scratch = htpw_bump_take(&bump, htpw_backend_scratch(rule, widest));
@@ -326,7 +328,7 @@ static void htpw_synth_through(const struct htpw_backend *backend, struct htpw_s
 
 /* All tiles straight into the cache; returns how many that were, none if the backend cannot do it. For kernels of which each
  * row consists of whole tiles, and tiles of whole groups that the cache stores together. */
-static uint32_t htpw_synth_direct(const struct htpw_backend *backend, const struct htpw_synth *s, const struct htpw_op *op,
+static uint32_t htpw_synth_direct(const struct htpw_backend *backend, struct htpw_synth *s, const struct htpw_op *op,
                                   const struct htpw_layout *layout, uint32_t all, uint8_t *kernel) {
     const uint32_t rows = (uint32_t)s->job.layer[s->job.layers - 1u].rows, per_row = op->products / rows;
     const int is_flat = layout->bytes == 1 && layout->in_block == 1 && layout->out_block == 1; /* one long row */

@@ -27,7 +27,7 @@ struct htpw_backend_rule {
     struct htpw_layout layout; /* of generated conv1x1 and fc kernels; other kernels are cached row-major */
     uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1 and packed keep in scratch; 0: none */
     uint8_t depthwise_bytes;   /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
-    uint16_t synth_bytes;      /* scratch bytes per tile of synth, for an even number of tiles and HTPW_SYNTH_SLACK */
+    uint16_t synth_bytes;      /* scratch bytes of synth */
 };
 
 /* One layer of the generator or a head, ready to run: y = min(max(rq(biases[o] + sum_i w[o][i] * x[i]), act_min), act_max). */
@@ -40,7 +40,6 @@ struct htpw_synth_layer {
 
 #define HTPW_SYNTH_LAYERS_MAX (HTPW_GENERATOR_LAYERS_MAX + 1)
 #define HTPW_SYNTH_TILES_MAX 16u /* made by one call */
-#define HTPW_SYNTH_SLACK 64u     /* bytes of scratch beyond those of the tiles */
 
 /* From codes to weights: layer[0] takes codes, of which those of one tile follow those of another, layer[i] the y of
  * layer[i - 1], and the last one is a head. */
@@ -49,7 +48,8 @@ struct htpw_synth_job {
     uint32_t layers;
     const uint8_t *codes, *codes_end; /* signed fields of code_bits, dz per tile */
     uint32_t code_bits, dz;
-    void *scratch;                    /* 4-byte aligned; rule's synth_bytes * tiles + HTPW_SYNTH_SLACK */
+    int state;                        /* of the backend; 0 in front of the first call */
+    void *scratch;                    /* of the backend, kept between calls; 16-byte aligned, the rule's synth_bytes */
 };
 
 /* Kernels of a backend. Arguments as in htpw_kernels.h; `scratch` has htpw_backend_scratch bytes, 4-byte aligned, content
@@ -74,7 +74,7 @@ struct htpw_backend {
      * groups in a cache layout. The last group is filled up: y must have room. y itself has room for one more address than
      * tiles, and may be changed. Returns 0, with nothing done, for jobs that it cannot do exactly or no better than `packed`;
      * that depends on job and step alone. NULL: there is nothing better than `packed`. */
-    int (*synth)(const struct htpw_synth_job *job, uint32_t first, uint32_t tiles, int8_t **y, uint32_t step);
+    int (*synth)(struct htpw_synth_job *job, uint32_t first, uint32_t tiles, int8_t **y, uint32_t step);
 };
 
 /* n signed values of a stream of `bits` <= 8 each, from value `first` on. */

@@ -29,14 +29,14 @@ struct htpw_dsp_synth {
     int32_t multiplier, power;   /* 0, 4: of steps 2 and 3 */
     int32_t offset;              /* 8: head: 127, so that outputs are never negative */
     uint32_t ones;               /* 12 */
-    uint32_t apart;              /* 16: bytes from y of a to y of b, or from y to the bias; set there */
+    uint32_t apart;              /* 16: bytes from y of a to y of b, or from twice y to the bias; set there */
     const void *w_end;           /* 20 */
     uint32_t slots;              /* 24: of x; becomes the address to enter at */
     const void *w;               /* 28 */
     const uint32_t *x;           /* 32: records */
     const void *y, *y_end;       /* 36, 40: head: addresses of the tiles' weights; hidden layer: records */
     uint32_t tail;               /* 44: bytes from a record of y to its second slot in use, less one slot */
-    const int32_t *bias;         /* 48: hidden layer */
+    const int32_t *bias;         /* 48: hidden layer: four, scaled, the same four, the next four ... */
     uint32_t unused;
 };
 
@@ -104,16 +104,12 @@ HTPW_SYNTH_NAKED(htpw_dsp_synth_hidden,
                  "strd r0, r2, [sp, #32]\n"
                  "ldrd r2, r3, [sp, #44]\n"
                  "add r0, r10, r2\n"
-                 "sub r3, r3, r0\n"
+                 "sub r3, r3, r0, lsl #1\n"
                  "str r3, [sp, #16]\n"
                  "2:\n"
                  "ldr r2, [sp, #16]\n"
-                 "add r2, r2, r0\n"
-                 "ldm r2, {r4-r7}\n"
-                 "mov r8, r4\n"
-                 "mov r9, r5\n"
-                 "mov r10, r6\n"
-                 "mov r11, r7\n" HTPW_STEP(56) HTPW_STEPS HTPW_EACH(HTPW_HIDDEN_SCALE) HTPW_EACH(HTPW_HIDDEN_SHIFT)
+                 "add r2, r2, r0, lsl #1\n" /* 32 bytes of biases, twice four, for 16 of y */
+                 "ldm r2, {r4-r11}\n" HTPW_STEP(56) HTPW_STEPS HTPW_EACH(HTPW_HIDDEN_SCALE) HTPW_EACH(HTPW_HIDDEN_SHIFT)
                  "pkhbt r4, r4, r5, lsl #16\n"
                  "pkhbt r5, r8, r9, lsl #16\n"
                  "pkhbt r6, r6, r7, lsl #16\n"
@@ -244,14 +240,26 @@ static void htpw_dsp_codes_any(const struct htpw_synth_job *job, uint32_t tile, 
     }
 }
 
+/* Tiles a and b of 8 codes, all of which are there. */
+HTPW_DSP_INLINE void htpw_dsp_codes_pair(uint32_t a, uint32_t b, uint32_t *record, uint32_t *others) {
+    htpw_dsp_codes8(a, record, others);
+    htpw_dsp_codes8(b, record + 1, others + 1);
+}
+
 static void htpw_dsp_synth_codes(const struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, uint32_t *record) {
     const uint32_t slots = (job->dz + 1u) / 2u, last = tile + tiles - 1u;
-    for (uint32_t done = 0; done < tiles; done += 2u, tile += 2u, record += HTPW_DSP_RECORD) {
+    uint32_t done = 0;
+    if (job->code_bits == 4 && job->dz == 8) { /* the usual width, a word per tile */
+        const int8_t *p = (const int8_t *)job->codes + 4u * tile;
+        for (; done + 2u <= tiles; done += 2u, tile += 2u, p += 8, record += HTPW_DSP_RECORD) {
+            htpw_dsp_codes_pair(htpw_dsp_load(p), htpw_dsp_load(p + 4), record, record + 10);
+        }
+    }
+    for (; done < tiles; done += 2u, tile += 2u, record += HTPW_DSP_RECORD) {
         const uint32_t b = tile < last ? tile + 1u : tile; /* the last one stands in for its missing fellow */
         if (job->code_bits == 4 && job->dz <= 8) {
             uint32_t *others = record + 2u * (HTPW_DSP_SLOTS + 1u - slots);
-            htpw_dsp_codes8(htpw_dsp_nibbles(job, tile * job->dz), record, others);
-            htpw_dsp_codes8(htpw_dsp_nibbles(job, b * job->dz), record + 1, others + 1);
+            htpw_dsp_codes_pair(htpw_dsp_nibbles(job, tile * job->dz), htpw_dsp_nibbles(job, b * job->dz), record, others);
         } else {
             htpw_dsp_codes_any(job, tile, record, slots);
             htpw_dsp_codes_any(job, b, record + 1, slots);
@@ -259,19 +267,39 @@ static void htpw_dsp_synth_codes(const struct htpw_synth_job *job, uint32_t tile
     }
 }
 
-int htpw_dsp_synth_run(const struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step) {
-    const struct htpw_synth_layer *layer = job->layer;
-    const uint32_t pairs = (tiles + 1u) / 2u, words = pairs * HTPW_DSP_RECORD;
-    uint32_t *x = (uint32_t *)job->scratch, *next = x + words + HTPW_DSP_SLACK;
-    struct htpw_dsp_synth s;
-    int32_t bias[HTPW_DSP_COLS];
-    if (job->layers < 2 || pairs > HTPW_DSP_PAIRS || (step != 4 && step != 16)) {
+/* Once per kernel: whether it can be done, and the scaled biases of hidden layers, each four twice. */
+static int htpw_dsp_synth_start(const struct htpw_synth_job *job, int32_t *bias) {
+    if (job->layers < 2) {
         return 0;
     }
     for (uint32_t i = 0; i < job->layers; i++) {
-        if (!htpw_dsp_synth_fits(layer + i, i == 0 ? HTPW_DSP_CODE_SCALE : 1, i == job->layers - 1u)) {
+        const struct htpw_synth_layer *layer = &job->layer[i];
+        const int32_t scale = i == 0 ? HTPW_DSP_CODE_SCALE : 1;
+        if (!htpw_dsp_synth_fits(layer, scale, i == job->layers - 1u)) {
             return 0;
         }
+        for (int32_t o = 0; i < job->layers - 1u && o < HTPW_DSP_COLS; o += 4, bias += 8) {
+            for (int32_t k = 0; k < 4; k++) {
+                const int32_t at = o + k, is_there = layer->biases != NULL && at < layer->rows;
+                bias[k] = bias[k + 4] = is_there ? (int32_t)((uint32_t)layer->biases[at] << scale) : 0;
+            }
+        }
+    }
+    return 1;
+}
+
+int htpw_dsp_synth_run(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step) {
+    const struct htpw_synth_layer *layer = job->layer;
+    const uint32_t pairs = (tiles + 1u) / 2u, words = pairs * HTPW_DSP_RECORD;
+    const int32_t *bias = (const int32_t *)job->scratch;
+    uint32_t *x = (uint32_t *)job->scratch + HTPW_GENERATOR_LAYERS_MAX * 2 * HTPW_DSP_COLS;
+    uint32_t *next = x + words + HTPW_DSP_SLACK;
+    struct htpw_dsp_synth s;
+    if (job->state == 0) {
+        job->state = htpw_dsp_synth_start(job, (int32_t *)job->scratch) ? 1 : -1;
+    }
+    if (job->state < 0 || (step != 4 && step != 16)) {
+        return 0;
     }
     htpw_dsp_synth_codes(job, tile, tiles, x);
     for (uint32_t i = 0;; i++, layer++) {
@@ -286,13 +314,10 @@ int htpw_dsp_synth_run(const struct htpw_synth_job *job, uint32_t tile, uint32_t
         for (uint32_t k = 0; i > 0 && k < words; k++) {
             x[k] *= 2u; /* of halves 0 .. 127 */
         }
-        for (uint32_t k = 0; k < 4u * groups; k++) {
-            bias[k] = layer->biases != NULL && k < (uint32_t)layer->rows ? (int32_t)((uint32_t)layer->biases[k] << scale) : 0;
-        }
         s.multiplier = layer->multiplier >> (scale - 1u);
         s.power = (int32_t)(UINT32_C(1) << (32 + layer->shift));
         s.tail = 8u * (HTPW_DSP_SLOTS - ((uint32_t)layer->rows + 1u) / 2u);
-        s.bias = bias;
+        s.bias = bias + i * 2 * HTPW_DSP_COLS;
         s.y = next;
         s.y_end = next + words;
         htpw_dsp_synth_hidden(&s);
