@@ -71,8 +71,8 @@ struct htpw_backend {
     void (*maxpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
     /* Makes the tiles first .. first + tiles - 1, at most HTPW_SYNTH_TILES_MAX. Weights k*g .. k*g + g - 1 of tile t go to
      * y[t] + k * step, g being the rule's in_block if that is a multiple of 4, else 4; step is g or what is between such
-     * groups in a cache layout. The last group is filled up: y must have room. y itself has room for one more address than
-     * tiles, and may be changed. Returns 0, with nothing done, for jobs that it cannot do exactly or no better than `packed`;
+     * groups in a cache layout. The last group is filled up: y must have room. y itself has room for a
+     * multiple of 4 addresses, and may be changed. Returns 0, with nothing done, for jobs that it cannot do exactly or no better than `packed`;
      * that depends on job and step alone. NULL: there is nothing better than `packed`. */
     int (*synth)(struct htpw_synth_job *job, uint32_t first, uint32_t tiles, int8_t **y, uint32_t step);
 };
