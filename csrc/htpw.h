@@ -70,7 +70,7 @@ enum htpw_error {
     X(PORTABLE, 1, "portable", {1, 1, 1, 0}, 0, 0, 0)                                                                  \
     X(ARMV7EM_DSP, 2, "armv7em_dsp", {4, 4, 1, 0}, 2, 0, 1472)                                                         \
     X(ARMV7EM_DSP_WIDE, 3, "armv7em_dsp_wide", {4, 2, 2, 0}, 2, 0, 1472)                                               \
-    X(ARMV81M_MVE, 4, "armv81m_mve", {4, 16, 1, 1}, 0, 0, 832)                                                         \
+    X(ARMV81M_MVE, 4, "armv81m_mve", {4, 16, 1, 1}, 0, 0, 1600)                                                        \
     X(X86_AVX2, 5, "x86_avx2", {8, 2, 2, 0}, 20, 0, 0)                                                                 \
     X(X86_AVX512VNNI, 6, "x86_avx512vnni", {16, 4, 1, 1}, 38, 0, 0)                                                    \
     X(CMSIS_NN, 7, "cmsis_nn", {1, 1, 1, 0}, 2, 2, 0)                                                                  \

@@ -81,6 +81,12 @@ void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t f
     const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
     uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
     uint32_t left_of_block = ob - o % ob; /* rows, this one included */
+#ifdef HTPW_HAS_ARMV81M_MVE
+    if (ob == 4 && ib == 16 && steps == 1 && i == 0) { /* whole rows of one vector each */
+        htpw_mve_put_rows(in_c, count, w, (int8_t *)packed + row);
+        return;
+    }
+#endif
     const int fits = in_c % ib == 0 && i % ib == 0 && count % ib == 0; /* the usual case */
     for (uint32_t n; count > 0; count -= n, w += n) {
         n = in_c - i < count ? in_c - i : count;

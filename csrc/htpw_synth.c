@@ -342,10 +342,13 @@ static uint32_t htpw_synth_direct(const struct htpw_backend *backend, struct htp
     for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
         int8_t *y[HTPW_SYNTH_TILES_MAX];
         tiles = all - tile < HTPW_SYNTH_TILES_MAX ? all - tile : HTPW_SYNTH_TILES_MAX;
-        for (uint32_t t = 0; t < tiles; t++) {
-            y[t] = at;
-            at += rows * layout->out_block;
-            if (--left == 0) {
+        for (uint32_t t = 0; t < tiles;) {
+            const uint32_t stop = tiles - t < left ? tiles : t + left;
+            left -= stop - t;
+            for (; t < stop; t++, at += rows * layout->out_block) {
+                y[t] = at;
+            }
+            if (left == 0) {
                 left = per_row;
                 row += s->group;
                 if (--left_of_block == 0) {

@@ -29,9 +29,10 @@ struct htpw_mve_synth {
     const int32_t *bias;         /* 68 */
     uint32_t unused[2];
     uint32_t at[4];              /* 80: where the next rows go */
+    uint8_t column[16];          /* 96: of the columns of x, from its first one */
 };
 
-typedef char htpw_mve_synth_offsets[offsetof(struct htpw_mve_synth, at) == 80 ? 1 : -1];
+typedef char htpw_mve_synth_offsets[offsetof(struct htpw_mve_synth, column) == 96 ? 1 : -1];
 
 #define HTPW_MVE_ENTER                                                                                                 \
     "push    {r4-r11, lr}\n\t"                                                                                         \
@@ -40,13 +41,14 @@ typedef char htpw_mve_synth_offsets[offsetof(struct htpw_mve_synth, at) == 80 ? 
     "ldrd    r3, r5, [r7, #32]\n"                                                                                      \
     "1:\n\t"                                                                                                           \
     "ldrd    r1, r9, [r7, #48]\n\t"                                                                                    \
-    "vldrb.8 q4, [r1]\n\t"                                                                                             \
+    "vldrb.8 q0, [r7, #96]\n\t"                                                                                        \
+    "vldrb.u8 q4, [r1, q0]\n\t"                                                                                        \
     "add     r1, r9\n\t"                                                                                               \
-    "vldrb.8 q5, [r1]\n\t"                                                                                             \
+    "vldrb.u8 q5, [r1, q0]\n\t"                                                                                        \
     "add     r1, r9\n\t"                                                                                               \
-    "vldrb.8 q6, [r1]\n\t"                                                                                             \
+    "vldrb.u8 q6, [r1, q0]\n\t"                                                                                        \
     "add     r1, r9\n\t"                                                                                               \
-    "vldrb.8 q7, [r1]\n\t"                                                                                             \
+    "vldrb.u8 q7, [r1, q0]\n\t"                                                                                        \
     "add     r1, r9\n\t"                                                                                               \
     "str     r1, [r7, #48]\n\t"                                                                                        \
     "ldr     r1, [r7, #56]\n\t"                                                                                        \
@@ -125,6 +127,83 @@ __attribute__((naked, noinline)) static void htpw_mve_synth_hidden(struct htpw_m
                                         HTPW_MVE_NEXT HTPW_MVE_LEAVE);
 }
 
+/* The first layer, where sums of codes fit 16 bits: eight tiles in lanes, columns in q0 to q5 and, if there are more, in
+ * stack, a row of weights in core registers. VQRDMULH by the image's 16-bit multiplier is step 2, VRSHL step 3, since the
+ * clamp at 0 makes no matter of negative ties. Doubled seven bits more and back, as unsigned numbers, is the clamp. */
+struct htpw_mve_first {
+    const int8_t *x;     /* 0: codes, tile after tile */
+    const int32_t *w;    /* 4: per row its columns, filled up to those of the routine, and its bias */
+    int8_t *y;           /* 8: row o of 16 tiles at y + 16 * o */
+    uint32_t rows;       /* 12 */
+    uint32_t eights;     /* 16: of tiles */
+    uint32_t step;       /* 20: bytes of codes of eight tiles */
+    int32_t multiplier;  /* 24: 16 bits */
+    int32_t shift;       /* 28 */
+    uint16_t tile[8];    /* 32: of the tiles, from the first one */
+};
+
+#define HTPW_MVE_COLUMN(q)                                                                                             \
+    "vldrb.s16 " q ", [r1, q7]\n\t"                                                                                    \
+    "add     r1, #1\n\t"
+
+#define HTPW_MVE_FIRST(name, spill, weights, products)                                                                 \
+    __attribute__((naked, noinline)) static void name(struct htpw_mve_first *f __attribute__((unused))) {              \
+        __asm__ volatile("push    {r4-r11, lr}\n\t"                                                                    \
+                         "vpush   {d8-d15}\n\t"                                                                        \
+                         "sub     sp, #44\n"                                                                           \
+                         "1:\n\t"                                                                                      \
+                         "ldr     r1, [r0]\n\t"                                                                        \
+                         "ldr     r2, [r0, #20]\n\t"                                                                   \
+                         "add     r2, r1\n\t"                                                                          \
+                         "str     r2, [r0]\n\t"                                                                        \
+                         "vldrh.16 q7, [r0, #32]\n\t" HTPW_MVE_COLUMN("q0") HTPW_MVE_COLUMN("q1")                      \
+                             HTPW_MVE_COLUMN("q2") HTPW_MVE_COLUMN("q3") HTPW_MVE_COLUMN("q4") HTPW_MVE_COLUMN("q5")   \
+                                 spill "ldrd    r9, r10, [r0, #4]\n\t"                                                 \
+                         "add     r2, r10, #8\n\t"                                                                     \
+                         "str     r2, [r0, #8]\n\t"                                                                    \
+                         "ldr     lr, [r0, #12]\n\t"                                                                   \
+                         "str     r0, [sp, #32]\n\t"                                                                   \
+                         "mov     r12, r10\n\t"                                                                        \
+                         "ldrd    r11, r10, [r0, #24]\n\t"                                                             \
+                         "mov     r0, r12\n"                                                                           \
+                         "2:\n\t"                                                                                      \
+                         "ldm     r9!, {" weights ", r12}\n\t"                                                         \
+                         "vdup.16 q7, r12\n\t"                                                                         \
+                         "vmla.s16 q7, q0, r1\n\t"                                                                     \
+                         "vmla.s16 q7, q1, r2\n\t"                                                                     \
+                         "vmla.s16 q7, q2, r3\n\t"                                                                     \
+                         "vmla.s16 q7, q3, r4\n\t" products                                                            \
+                         "vqrdmulh.s16 q7, q7, r11\n\t"                                                                \
+                         "vrshl.s16 q7, r10\n\t"                                                                       \
+                         "vqshlu.s16 q7, q7, #9\n\t"                                                                   \
+                         "vshr.u16 q7, q7, #9\n\t"                                                                     \
+                         "vstrb.16 q7, [r0], #16\n\t"                                                                  \
+                         "le      lr, 2b\n\t"                                                                          \
+                         "ldr     r0, [sp, #32]\n\t"                                                                   \
+                         "ldr     r1, [r0, #16]\n\t"                                                                   \
+                         "subs    r1, #1\n\t"                                                                          \
+                         "str     r1, [r0, #16]\n\t"                                                                   \
+                         "bne.w   1b\n\t"                                                                              \
+                         "add     sp, #44\n\t"                                                                         \
+                         "vpop    {d8-d15}\n\t"                                                                        \
+                         "pop     {r4-r11, pc}");                                                                      \
+    }
+
+#define HTPW_MVE_SIX                                                                                                   \
+    "vmla.s16 q7, q4, r5\n\t"                                                                                          \
+    "vmla.s16 q7, q5, r6\n\t"
+
+HTPW_MVE_FIRST(htpw_mve_first_4, "", "r1-r4", "")
+HTPW_MVE_FIRST(htpw_mve_first_6, "", "r1-r6", HTPW_MVE_SIX)
+HTPW_MVE_FIRST(htpw_mve_first_8,
+               HTPW_MVE_COLUMN("q6") "vstrw.32 q6, [sp]\n\t" HTPW_MVE_COLUMN("q6") "vstrw.32 q6, [sp, #16]\n\t",
+               "r1-r8",
+               "vldrw.32 q6, [sp]\n\t" HTPW_MVE_SIX "vmla.s16 q7, q6, r7\n\t"
+               "vldrw.32 q6, [sp, #16]\n\t"
+               "vmla.s16 q7, q6, r8\n\t")
+
+#define HTPW_MVE_FIRST_COLS 8
+
 /* Whether a layer can be done exactly. */
 static int htpw_mve_synth_fits(const struct htpw_synth_layer *layer, int is_head) {
     const uint32_t most = (uint32_t)layer->cols * (128u * 128u) + layer->bias_max; /* |v| and so |h| */
@@ -137,9 +216,56 @@ static int htpw_mve_synth_fits(const struct htpw_synth_layer *layer, int is_head
                    : layer->rows <= HTPW_MVE_COLS && layer->act_min == 0 && layer->act_max == 127;
 }
 
-static int htpw_mve_synth_start(const struct htpw_synth_job *job, int32_t *bias) {
+/* Scratch of a job. */
+struct htpw_mve_synth_scratch {
+    int32_t bias[HTPW_GENERATOR_LAYERS_MAX][HTPW_MVE_COLS];
+    int8_t x[2][HTPW_SYNTH_TILES_MAX * HTPW_MVE_COLS + 32]; /* codes, outputs of hidden layers; used in turn */
+    int8_t *y[2][HTPW_SYNTH_TILES_MAX];                     /* where the outputs of each tile go in x */
+    struct htpw_mve_first first;                            /* rows is 0 if it cannot be used */
+    int32_t w[HTPW_MVE_COLS * (HTPW_MVE_FIRST_COLS + 1)];   /* of the first layer */
+    uint8_t near[16], far[16];                              /* columns of x, tile after tile, column after column */
+};
+
+typedef char htpw_mve_synth_scratch_fits[sizeof(struct htpw_mve_synth_scratch) <= 1600 ? 1 : -1];
+
+/* Prepares the first layer for htpw_mve_first_*; its weights are packed, in rows of 16. */
+static void htpw_mve_first_start(const struct htpw_synth_job *job, struct htpw_mve_synth_scratch *own) {
+    const struct htpw_synth_layer *layer = job->layer;
+    const uint32_t most = (job->dz << (job->code_bits - 1u)) * 128u + layer->bias_max; /* of |v| */
+    const int8_t *w = (const int8_t *)layer->weights;
+    int32_t *to = own->w;
+    own->first.rows = 0;
+    if (job->dz > HTPW_MVE_FIRST_COLS || most > 32767u) {
+        return;
+    }
+    for (int32_t o = 0; o < layer->rows; o++, w += HTPW_MVE_COLS) {
+        vstrwq_s32(to, vldrbq_s32(w));
+        to += 4;
+        if (job->dz > 4) {
+            vstrwq_s32(to, vldrbq_s32(w + 4));
+            to += job->dz > 6 ? 4 : 2;
+        }
+        *to++ = own->bias[0][o];
+    }
+    own->first.rows = (uint32_t)layer->rows;
+    own->first.step = 8u * job->dz;
+    own->first.multiplier = layer->multiplier >> 16;
+    own->first.shift = layer->shift;
+    for (uint32_t t = 0; t < 8u; t++) {
+        own->first.tile[t] = (uint16_t)(t * job->dz);
+    }
+}
+
+static int htpw_mve_synth_start(const struct htpw_synth_job *job, struct htpw_mve_synth_scratch *own) {
+    int32_t *bias = own->bias[0];
     if (job->layers < 2 || job->dz > HTPW_MVE_COLS) {
         return 0;
+    }
+    for (uint32_t t = 0; t < 16u; t++) {
+        own->y[0][t] = own->x[0] + t * HTPW_MVE_COLS;
+        own->y[1][t] = own->x[1] + t * HTPW_MVE_COLS;
+        own->near[t] = (uint8_t)t;
+        own->far[t] = (uint8_t)(16u * t);
     }
     for (uint32_t i = 0; i < job->layers; i++) {
         const struct htpw_synth_layer *layer = &job->layer[i];
@@ -150,6 +276,7 @@ static int htpw_mve_synth_start(const struct htpw_synth_job *job, int32_t *bias)
             *bias++ = layer->biases != NULL && o < layer->rows ? layer->biases[o] : 0;
         }
     }
+    htpw_mve_first_start(job, own);
     return 1;
 }
 
@@ -164,14 +291,18 @@ static void htpw_mve_nibbles(const uint8_t *p, uint32_t n, int8_t *to) {
     }
 }
 
-/* Scratch: biases, codes or outputs of hidden layers (16 bytes per tile and 32), outputs of the others, their addresses. */
-struct htpw_mve_synth_scratch {
-    int32_t bias[HTPW_GENERATOR_LAYERS_MAX][HTPW_MVE_COLS];
-    int8_t x[2][HTPW_SYNTH_TILES_MAX * HTPW_MVE_COLS + 32];
-    int8_t *y[HTPW_SYNTH_TILES_MAX];
-};
-
-typedef char htpw_mve_synth_scratch_fits[sizeof(struct htpw_mve_synth_scratch) <= 832 ? 1 : -1];
+/* All of a layer but its bias, and how x lies. rows: of weights that the routine takes at a time. */
+HTPW_MVE_INLINE void htpw_mve_synth_set(struct htpw_mve_synth *s, const struct htpw_synth_layer *layer, const int8_t *x,
+                                        int8_t *const *y, uint32_t fours, uint32_t rows, uint32_t step) {
+    s->multiplier = layer->multiplier;
+    s->power = (INT32_C(1) << (31 + layer->shift)) + 1;
+    s->w = (const int8_t *)layer->weights;
+    s->count = ((uint32_t)layer->rows + rows - 1u) / rows;
+    s->x = x;
+    s->y = y;
+    s->fours = fours;
+    s->step = step;
+}
 
 int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step) {
     struct htpw_mve_synth_scratch *own = (struct htpw_mve_synth_scratch *)job->scratch;
@@ -179,7 +310,7 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
     uint32_t from = 0;
     struct htpw_mve_synth s;
     if (job->state == 0) {
-        job->state = htpw_mve_synth_start(job, own->bias[0]) ? 1 : -1;
+        job->state = htpw_mve_synth_start(job, own) ? 1 : -1;
     }
     if (job->state < 0) {
         return 0;
@@ -196,33 +327,39 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
         }
     }
     s.pitch = job->dz;
-    for (uint32_t i = 0; i < job->layers; i++, from ^= 1u) {
-        const struct htpw_synth_layer *layer = &job->layer[i];
-        const int32_t power = (INT32_C(1) << (31 + layer->shift)) + 1;
-        s.multiplier = layer->multiplier;
-        s.w = (const int8_t *)layer->weights;
-        s.x = own->x[from];
-        s.fours = fours;
-        if (i == job->layers - 1u) {
-            s.power = -power;
-            s.count = ((uint32_t)layer->rows + 15u) / 16u; /* weights beyond the last row are of no matter */
-            s.step = step;
-            s.y = y;
-            htpw_mve_synth_head(&s);
-        } else {
-            s.power = power;
-            s.count = ((uint32_t)layer->rows + 3u) / 4u;
-            s.step = 4;
-            s.y = own->y;
-            s.bias = own->bias[i];
-            for (uint32_t t = 0; t < 4u * fours; t++) {
-                own->y[t] = own->x[from ^ 1u] + t * HTPW_MVE_COLS;
-            }
-            htpw_mve_synth_hidden(&s);
-            s.pitch = HTPW_MVE_COLS;
-        }
+    vst1q_u8(s.column, vld1q_u8(own->near));
+    uint32_t i = 0;
+    if (own->first.rows != 0) {
+        struct htpw_mve_first f = own->first;
+        f.x = own->x[0];
+        f.w = own->w;
+        f.y = own->x[1];
+        f.eights = (tiles + 7u) / 8u;
+        (job->dz <= 4 ? htpw_mve_first_4 : job->dz <= 6 ? htpw_mve_first_6 : htpw_mve_first_8)(&f);
+        s.pitch = 1;
+        vst1q_u8(s.column, vld1q_u8(own->far));
+        from = 1;
+        i = 1;
     }
+    for (; i < job->layers - 1u; i++, from ^= 1u) {
+        htpw_mve_synth_set(&s, &job->layer[i], own->x[from], own->y[from ^ 1u], fours, 4, 4);
+        s.bias = own->bias[i];
+        htpw_mve_synth_hidden(&s);
+        s.pitch = HTPW_MVE_COLS;
+        vst1q_u8(s.column, vld1q_u8(own->near));
+    }
+    htpw_mve_synth_set(&s, &job->layer[i], own->x[from], y, fours, 16, step); /* weights beyond the last row: no matter */
+    s.power = -s.power;
+    htpw_mve_synth_head(&s);
     return 1;
+}
+
+/* Rows of at most 16 columns, of which the last may end early, to one vector each, for htpw_layout_put. */
+void htpw_mve_put_rows(uint32_t in_c, uint32_t count, const int8_t *w, int8_t *packed) {
+    for (int32_t left = (int32_t)count; left > 0; left -= (int32_t)in_c, w += in_c, packed += 16) {
+        const uint32_t n = left < (int32_t)in_c ? (uint32_t)left : in_c;
+        vstrbq_p_s8(packed, vldrbq_z_s8(w, vctp8q(n)), vctp8q(n));
+    }
 }
 
 /* Row sums of packed int8 weights, block after block, for htpw_layout_finish. */
