@@ -337,18 +337,16 @@ static uint32_t htpw_synth_direct(const struct htpw_backend *backend, struct htp
         return 0;
     }
     const uint32_t to_block = is_flat ? 0u : (op->products - s->group) * layout->out_block; /* from the last row of one */
+    const uint32_t to_tile = rows * layout->out_block;
     int8_t *row = (int8_t *)kernel, *at = row;
     uint32_t left = is_flat ? all : per_row, left_of_block = layout->out_block;
     for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
         int8_t *y[HTPW_SYNTH_TILES_MAX];
         tiles = all - tile < HTPW_SYNTH_TILES_MAX ? all - tile : HTPW_SYNTH_TILES_MAX;
-        for (uint32_t t = 0; t < tiles;) {
-            const uint32_t stop = tiles - t < left ? tiles : t + left;
-            left -= stop - t;
-            for (; t < stop; t++, at += rows * layout->out_block) {
-                y[t] = at;
-            }
-            if (left == 0) {
+        for (uint32_t t = 0; t < tiles; t++) {
+            y[t] = at;
+            at += to_tile;
+            if (--left == 0) {
                 left = per_row;
                 row += s->group;
                 if (--left_of_block == 0) {
