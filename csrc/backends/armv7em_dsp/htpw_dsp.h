@@ -206,6 +206,7 @@ struct htpw_dsp_line {
 
 void htpw_dsp_line(struct htpw_dsp_line *line);
 
+int htpw_dsp_synth_run(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step);
 void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
                            const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);

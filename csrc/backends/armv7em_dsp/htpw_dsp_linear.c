@@ -383,11 +383,13 @@ static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requ
 const struct htpw_backend htpw_backend_armv7em_dsp = {
     HTPW_BACKEND_ARMV7EM_DSP, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
     htpw_packed_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
-    htpw_conv1x1_s4_dsp};
+    htpw_conv1x1_s4_dsp,
+    NULL /* the wide one synthesises for both */};
 
 const struct htpw_backend htpw_backend_armv7em_dsp_wide = {
     HTPW_BACKEND_ARMV7EM_DSP_WIDE, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
     htpw_packed_wide_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
-    htpw_conv1x1_s4_dsp};
+    htpw_conv1x1_s4_dsp,
+    htpw_dsp_synth_run};
 
 #endif
