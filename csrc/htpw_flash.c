@@ -132,8 +132,10 @@ static int htpw_pages_put(struct htpw_pages *pages, const uint8_t *data, uint32_
 static int htpw_store_pass(struct htpw_context *ctx, struct htpw_pages *pages) {
     const struct htpw_backend_rule *rule = htpw_backend_rule(ctx->backend->id);
     struct htpw_cursor cursor;
+    struct htpw_synth s;
     struct htpw_op op;
     uint32_t largest = 0;
+    s.made_for = HTPW_SYNTH_NONE;
     int result = htpw_cursor_start(ctx->model, rule, HTPW_WALK_RUN, &cursor);
     while (result >= 0 && (result = htpw_cursor_next(ctx->model, &cursor, &op)) > 0) {
         const uint32_t bytes = op.is_cached ? htpw_round16(htpw_kernel_bytes(rule, &op)) : 0u;
@@ -144,7 +146,7 @@ static int htpw_store_pass(struct htpw_context *ctx, struct htpw_pages *pages) {
         if (op.is_cached) {
             const uint32_t room = htpw_round16(htpw_kernel_bytes(rule, &op));
             htpw_zero(ctx->arena, room); /* bytes that only fill up must be the same every time */
-            htpw_synth_kernel(ctx->model, ctx->backend, &op, ctx->arena + largest, ctx->arena);
+            htpw_synth_kernel(ctx->model, ctx->backend, &op, &s, ctx->arena + largest, ctx->arena);
             result = htpw_pages_put(pages, ctx->arena, room);
         }
     }

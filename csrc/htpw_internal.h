@@ -199,9 +199,34 @@ int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_h
 /* Bytes of 4-byte aligned scratch that synthesis needs with a backend; the same function lays it out. */
 uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend);
 
-/* Makes the kernel of a cached operator, decoded by a walk for synthesis, into htpw_kernel_bytes at `kernel`. */
+/* A matrix of a head that is too large for a copy in scratch: some rows at a time. */
+struct htpw_part {
+    struct htpw_matrix matrix;
+    int8_t *rows;  /* scratch for them; NULL if they lie in the image as they run */
+    uint32_t step; /* rows at a time */
+};
+
+/* A head made ready in scratch, for one kernel or for all that follow one another with the same head. */
+struct htpw_synth {
+    uint32_t made_for; /* HTPW_SYNTH_NONE, or head * 2 + is_narrow of what is ready */
+    struct htpw_head head;
+    struct htpw_synth_job job;
+    struct htpw_part part[HTPW_SYNTH_LAYERS_MAX];
+    int is_fused;      /* the backend's synth may be asked */
+    uint32_t tiles;    /* made at one time, if they pass through scratch */
+    uint32_t pitch;    /* of tiles in scratch */
+    uint32_t group;    /* weights that the backend's synth stores together */
+    int8_t *buffer[2]; /* codes or embeddings of all of them, used in turn */
+    int8_t *weights;   /* on their way into the cache's layout */
+    void *scratch;     /* of the backend's kernels */
+};
+
+#define HTPW_SYNTH_NONE UINT32_MAX
+
+/* Makes the kernel of a cached operator, decoded by a walk for synthesis, into htpw_kernel_bytes at `kernel`. `s` begins with
+ * made_for = HTPW_SYNTH_NONE, and may be handed on from kernel to kernel while nothing else writes to scratch. */
 void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
-                       uint8_t *scratch, uint8_t *kernel);
+                       struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel);
 
 /* How a cached kernel lies in memory: its bytes, its weights back in row-major order. */
 uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct htpw_op *op);

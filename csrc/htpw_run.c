@@ -6,24 +6,26 @@ static int htpw_is_ready(const struct htpw_context *ctx, uint32_t layer) {
 }
 
 /* Makes one kernel of a context with a cache. Its ready bit is set last: an interrupted synthesis is simply done again. */
-static void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op) {
+static void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, struct htpw_synth *s) {
     uint8_t *scratch = ctx->arena;
     for (int i = 1; i < HTPW_SLOTS; i++) {
         scratch += ctx->model->slot_bytes[i];
     }
-    htpw_synth_kernel(ctx->model, ctx->backend, op, scratch, ctx->cache + op->cache_offset);
+    htpw_synth_kernel(ctx->model, ctx->backend, op, s, scratch, ctx->cache + op->cache_offset);
     ctx->ready[op->layer / 8u] = (uint8_t)(ctx->ready[op->layer / 8u] | (1u << (op->layer % 8u)));
 }
 
 /* Makes every kernel. */
 static int htpw_make_all(struct htpw_context *ctx) {
     struct htpw_cursor cursor;
+    struct htpw_synth s;
     struct htpw_op op;
     int result =
         htpw_cursor_start(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_SYNTHESIS, &cursor);
+    s.made_for = HTPW_SYNTH_NONE;
     while (result >= 0 && (result = htpw_cursor_next(ctx->model, &cursor, &op)) > 0) {
         if (op.is_cached) {
-            htpw_make_ready(ctx, &op);
+            htpw_make_ready(ctx, &op, &s);
         }
     }
     return result;
@@ -81,11 +83,13 @@ int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int back
 
 /* Decodes cached operator `layer` with its codes and makes its kernel. */
 static int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
+    struct htpw_synth s;
     struct htpw_op op;
     const int error =
         htpw_cached_op(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_SYNTHESIS, layer, &op);
     if (error == HTPW_OK) {
-        htpw_make_ready(ctx, &op);
+        s.made_for = HTPW_SYNTH_NONE;
+        htpw_make_ready(ctx, &op, &s);
     }
     return error;
 }

@@ -7,13 +7,6 @@
 #define HTPW_SYNTH_BATCH 512u   /* weights that pass through scratch at one time, unless one tile is larger */
 #define HTPW_SYNTH_PACKED 4096u /* bytes of a matrix that is worth a copy in scratch */
 
-/* A matrix too large for that: some rows at a time. */
-struct htpw_part {
-    struct htpw_matrix matrix;
-    int8_t *rows;  /* scratch for them; NULL if they lie in the image as they run */
-    uint32_t step; /* rows at a time */
-};
-
 /* Hands out scratch; with base NULL it only counts, which is how the plan learns the size. */
 struct htpw_bump {
     uint8_t *base;
@@ -139,19 +132,6 @@ static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_la
         out->biases = biases;
     }
 }
-
-struct htpw_synth {
-    struct htpw_head head;
-    struct htpw_synth_job job;
-    struct htpw_part part[HTPW_SYNTH_LAYERS_MAX];
-    int is_fused;      /* the backend's synth may be asked */
-    uint32_t tiles;    /* made at one time, if they pass through scratch */
-    uint32_t pitch;    /* of tiles in scratch */
-    uint32_t group;    /* weights that the backend's synth stores together */
-    int8_t *buffer[2]; /* codes or embeddings of all of them, used in turn */
-    int8_t *weights;   /* on their way into the cache's layout */
-    void *scratch;     /* of the backend's kernels */
-};
 
 /* The matrices between a code and its tile, made ready in scratch; returns the widest vector between two of them. */
 static uint32_t htpw_synth_layers(const struct htpw_model *model, const struct htpw_layout *layout, int32_t c,
@@ -428,6 +408,7 @@ static void htpw_synth_tiles(const struct htpw_backend *backend, const struct ht
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
         if (!htpw_synth_through(backend, s, tile, tiles, to)) {
             htpw_synth_plainly(backend, op, s, tile, tiles, to);
+            s->job.state = 0; /* its vectors lie where the backend keeps what it has prepared */
         }
     }
 }
@@ -456,19 +437,22 @@ static void htpw_synth_stored(const struct htpw_op *op, const struct htpw_sink *
 }
 
 void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
-                       uint8_t *scratch, uint8_t *kernel) {
+                       struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel) {
     struct htpw_sink to;
     htpw_sink_start(&to, htpw_backend_rule(backend->id), op, kernel);
     if (op->codes == NULL) {
         htpw_synth_stored(op, &to);
     } else {
         const int with = htpw_backend_synthesis(backend->id);
-        struct htpw_synth s;
-        (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, &s);
-        if (s.job.layers != 0) {
-            htpw_synth_tiles(htpw_backend_get(with), op, &s, &to);
+        const uint32_t wanted = op->head * 2u + op->is_narrow;
+        if (s->made_for != wanted) {
+            (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, s);
+            s->made_for = wanted;
+        }
+        if (s->job.layers != 0) {
+            htpw_synth_tiles(htpw_backend_get(with), op, s, &to);
         } else {
-            htpw_synth_entries(op, &s, &to);
+            htpw_synth_entries(op, s, &to);
         }
     }
     htpw_sink_finish(&to);
