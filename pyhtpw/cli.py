@@ -54,6 +54,23 @@ def _load(data: str, data_dir: Path | None, protocol: str | None, seed: int, cac
     return dataset
 
 
+def _recipe(data: str, dataset):
+    """What the project does with a data set."""
+    from pyhtpw.recipes import recipe
+
+    return recipe(data, dataset.description["protocol"])
+
+
+def _checkpoint(run: Path, ema: bool):
+    """Network and parameters of a run folder."""
+    from pyhtpw.nets import Graph
+    from pyhtpw.train.checkpoint import load_checkpoint
+    from pyhtpw.train.trainer import BEST, BEST_EMA
+
+    params, description = load_checkpoint(run / (BEST_EMA if ema else BEST))
+    return Graph.from_dict(description["graph"]), params
+
+
 class _Stopped(Exception):
     """Ctrl-C during a training, whose state is saved."""
 
@@ -111,11 +128,10 @@ def demo(
 ) -> None:
     """Train, quantise, pack, open in C, synthesise, run, compare the tellings, report."""
     from pyhtpw import pipeline
-    from pyhtpw.recipes import recipe
 
     pipeline.prepare_folder(out)
     dataset = _load(data, data_dir, protocol, seed, cache_dir, aami_strict)
-    chosen = recipe(data, dataset.description["protocol"])
+    chosen = _recipe(data, dataset)
     with _Bar(as_json) as bar:
         report = pipeline.demo(
             dataset,
@@ -153,11 +169,10 @@ def train(
 ) -> None:
     """Train the recipe's network and keep the checkpoint that validation chose."""
     from pyhtpw import pipeline
-    from pyhtpw.recipes import recipe
 
     pipeline.prepare_folder(out)
     dataset = _load(data, data_dir, protocol, seed, cache_dir, aami_strict)
-    chosen = recipe(data, dataset.description["protocol"])
+    chosen = _recipe(data, dataset)
     with _Bar(as_json) as bar:
         graph, _, result = pipeline.train_stage(
             chosen, dataset, out, seed=seed, steps=steps, resume=resume, progress=bar.update
@@ -194,16 +209,11 @@ def quantise(
 ) -> None:
     """Calibrate on training windows, quantise, and tune the threshold t* on validation."""
     from pyhtpw import pipeline
-    from pyhtpw.nets import Graph
     from pyhtpw.quant.store import save_model
-    from pyhtpw.recipes import recipe
-    from pyhtpw.train.checkpoint import load_checkpoint
-    from pyhtpw.train.trainer import BEST, BEST_EMA
 
-    params, description = load_checkpoint(run / (BEST_EMA if ema else BEST))
-    graph = Graph.from_dict(description["graph"])
+    graph, params = _checkpoint(run, ema)
     dataset = _load(data, data_dir, protocol, seed, cache_dir, aami_strict)
-    chosen = recipe(data, dataset.description["protocol"])
+    chosen = _recipe(data, dataset)
     done = pipeline.quantise_stage(graph, params, dataset, seed=seed, median=chosen.median)
     save_model(done.model, output)
     summary = {"model": str(output), "threshold": done.threshold, "val_macro_f1_integer": done.macro_f1,
@@ -217,25 +227,90 @@ def quantise(
 
 @app.command()
 def pack(
-    model: Annotated[Path, typer.Argument(help="Integer model of `pyhtpw quantise`.")],
+    model: Annotated[Path, typer.Argument(help="Integer model of `pyhtpw quantise`, or the run folder of `pyhtpw train`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Image to write.")] = Path("model.htpw"),
+    head: Annotated[list[str] | None, typer.Option(help="Run folder: head of the pointwise kernels (tiled:tile=32,dz=4,code_bits=4), "
+        "or KIND=HEAD or LAYER=HEAD; repeatable. 'auto' searches within --budget.")] = None,
+    heads: Annotated[Path | None, typer.Option(help="Run folder: TOML file with a table [heads].")] = None,
+    budget: Annotated[int | None, typer.Option(help="Bytes of the whole image that --head auto may use.", min=1)] = None,
+    evaluations: Annotated[int, typer.Option(help="Mixes that --head auto scores on validation.", min=2)] = 60,
+    ema: Annotated[bool, typer.Option("--ema", help="Run folder: the moving average instead of the raw checkpoint.")] = False,
+    data: Data = "synthetic-ecg",
+    data_dir: DataDir = None,
+    protocol: Protocol = None,
+    aami_strict: Strict = False,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:
-    """Write the image, after the C library has opened it. Packing draws nothing: --seed changes nothing."""
-    from pyhtpw import pipeline
-    from pyhtpw._native import BACKENDS
-    from pyhtpw.quant.store import load_model
+    """Write the image, after the C library has opened it; from a run folder with any heads, fitted to its kernels.
 
-    integer = load_model(model)
+    Data are needed for run folders alone: training windows calibrate, validation windows choose.
+    """
+    from pyhtpw import pipeline
+    from pyhtpw.quant.store import load_model, save_model
+
+    given = {"--head": head, "--heads": heads, "--budget": budget, "--ema": ema or None}
+    if not model.is_dir():
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ConfigError(f"{model}: {wrong[0]} takes the float network: give the run folder of 'pyhtpw train'")
+        integer, packed = load_model(model), None
+    else:
+        from pyhtpw.packing import AUTO, pack_auto, pack_network, parse_heads
+
+        wanted = parse_heads(head or [])
+        if heads is not None:
+            from pyhtpw.nets.toml import load_heads
+
+            if wanted:
+                raise ConfigError("--head and --heads are two ways to say the same: give one of them")
+            wanted = load_heads(heads)
+        is_auto = AUTO in wanted.values()
+        if is_auto != (budget is not None):
+            raise ConfigError("--head auto and --budget belong together: give both, for example --head auto --budget 8192")
+        graph, params = _checkpoint(model, ema)
+        dataset = _load(data, data_dir, protocol, seed, cache_dir, aami_strict)
+        median = _recipe(data, dataset).median
+        if is_auto:
+            packed = pack_auto(graph, params, dataset, budget, seed=seed, median=median, evaluations=evaluations,
+                               progress=lambda state: _tried(state, as_json))
+        else:
+            packed = pack_network(graph, params, dataset, wanted, seed=seed, median=median)
+        integer = packed.quantised.model
     image = pipeline.repack(output, integer)
     account = pipeline.name_layers(pipeline.bill(image.parsed), integer)
+    chosen: dict[str, Any] = {}
+    if packed is not None:
+        save_model(integer, output.with_suffix(".npz"))
+        chosen = {
+            "heads": dict(packed.heads),
+            "kernel_errors": {name: round(float(e), 6) for name, e in packed.errors.items()},
+            "threshold": packed.quantised.threshold,
+            "val_macro_f1_integer": packed.quantised.macro_f1,
+            "tried": [vars(trial) for trial in packed.tried],
+            "synthetic": dataset.synthetic,
+        }
     if as_json:
+        from pyhtpw._native import BACKENDS
+
         plans = {name: vars(image.plan_for(name)) for name in BACKENDS}
-        _emit({"image": str(output), "plans": plans, **account})
-    else:
-        plan = image.plan_for(pipeline.TARGET_BACKEND)
-        print(f"{output}: {len(image.data):,} bytes; SRAM on a Cortex-M4: arena {plan.arena:,}, cache {plan.cache:,} bytes")
+        _emit({"image": str(output), "plans": plans, **chosen, **account})
+        return
+    for name, spec in chosen.get("heads", {}).items():
+        error = chosen["kernel_errors"].get(name)
+        print(f"{name:>12}  {spec}" + (f"  (kernel error {error:.3f})" if error is not None else ""))
+    plan = image.plan_for(pipeline.TARGET_BACKEND)
+    print(f"{output}: {len(image.data):,} bytes; SRAM on a Cortex-M4: arena {plan.arena:,}, cache {plan.cache:,} bytes")
+    if chosen:
+        kind = " (synthetic data)" if chosen["synthetic"] else ""
+        print(f"validation macro-F1 {chosen['val_macro_f1_integer']:.4f} with integer logits at t* {chosen['threshold']:.2f}{kind}")
+
+
+def _tried(state: dict[str, Any], quiet: bool) -> None:
+    """One line of progress of the search for heads."""
+    score = "too large" if state["score"] is None else f"{state['score']:.4f}"
+    _say(f"{state['done']:3d}/{state['of']}  {state['bytes']:7,} bytes  {score:>9}  {state['stage']}", quiet)
 
 
 @app.command()

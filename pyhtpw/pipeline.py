@@ -111,11 +111,14 @@ def calibration_windows(data: Dataset, seed: int, n: int = CALIBRATION_WINDOWS) 
 
 def quantise_stage(graph: Graph, params: dict, data: Dataset, *, seed: int, median: int = 1) -> Quantised:
     """Quantises with training windows and tunes t* on validation with the integer logits of the C library."""
-    if graph.classes != 2:
-        raise QuantiseError(f"the threshold t* is for two classes, {graph.name} has {graph.classes}")
-    model = quantise(
-        graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs
-    )
+    model = quantise(graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs)
+    return tune_stage(model, data, median)
+
+
+def tune_stage(model: IntegerModel, data: Dataset, median: int = 1) -> Quantised:
+    """Tunes t* of an integer model on validation, with the integer logits of the C library."""
+    if len(data.classes) != 2:
+        raise QuantiseError(f"the threshold t* is for two classes, {data.name} has {len(data.classes)}")
     p_val = positive_probability(Image(write(model)), data.val.x)
     filtered = median_filter(p_val, data.val.group, data.val.position, median)
     threshold, macro_f1 = tune_threshold(filtered, data.val.y, data.val.score_mask)
