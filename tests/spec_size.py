@@ -23,7 +23,7 @@ def _matrix(matrix):
 
 def _head(head, model):
     if isinstance(head, integer.Factorised):
-        return 4 + _matrix(head.b) + _matrix(head.a)
+        return 6 + _matrix(head.b) + _matrix(head.a)
     if isinstance(head, integer.Seeded):
         return 2 + 2 + 1 + 2 + 4
     if isinstance(head, integer.Codebook):

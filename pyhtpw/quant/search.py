@@ -107,7 +107,7 @@ def kernel_bytes(graph: Graph) -> int:
         elif spec.kind == "seeded":
             total += 11
         elif spec.kind == "factorised":
-            total += 4 + (matrix(spec.rank, d, spec.head_bits) if head.b_of is None else 0)
+            total += 6 + (matrix(spec.rank, d, spec.head_bits) if head.b_of is None else 0)
             total += matrix(head.rows, spec.rank, spec.head_bits) if head.a_of is None else 0
         else:
             total += 2 + matrix(head.rows, d, spec.head_bits)
