@@ -118,13 +118,25 @@ def arguments(shape: Shape) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     return "add_s8", (int8(s["n"]), int8(s["n"])), scales
 
 
-def variants(shape: Shape, table: Table) -> Iterator[tuple[str, str | None, int]]:
-    """(layout, kernel if not that of the shape, cache bytes) of the ways in which a backend can do a shape."""
+def in_4_bits(args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """A call of `arguments` with the upper four bits of its weights, packed."""
+    x, w, bias, multiplier, shift = args
+    packed = kernels.pack_bits(w >> 4, 4)
+    if isinstance(multiplier, int):
+        return "fully_connected_s4", (x.reshape(-1, x.shape[-1]), packed, bias, multiplier, shift), keywords | {"rows": len(w)}
+    return "conv1x1_s4", (x, packed, bias, multiplier, shift), keywords
+
+
+def variants(shape: Shape, elf: toolchain.Elf, table: Table) -> Iterator[tuple[str, str | None, int]]:
+    """(layout, kernel if not that of the shape, cache bytes) of the ways in which a backend can do a shape. The peer's numbers
+    beside 4-bit weights are those of its int8 kernel."""
     if shape.kernel not in ("conv1x1", "gemv"):
         yield "-", None, 0
         return
     out_c, in_c = shape.sizes["Cout"], shape.sizes["Cin"]
     yield "row_major", None, out_c * in_c
+    if not elf.place(table.functions["conv1x1_s4"]).startswith("htpw_conv1x1_s4_plain"):
+        yield "int4", None, (out_c * in_c + 1) // 2
     layout = lib.htpw_backend_rule(table.id).layout
     if layout.out_block > 1:
         name = "widened" if layout.bytes == 2 else "int8"
@@ -140,9 +152,10 @@ def measure(elf: toolchain.Elf, table: Table) -> list[dict[str, Any]]:
         jobs: list[tuple[Shape, str, int, np.ndarray, np.ndarray]] = []
         for shape in group:
             name, args, keywords = arguments(shape)
-            expected = getattr(kernels, name)(*args, **keywords)
-            for layout, instead, cache in variants(shape, table):
-                got = getattr(kernels, instead or name)(*args, **keywords, backend=board)
+            for layout, instead, cache in variants(shape, elf, table):
+                call = in_4_bits(args, keywords) if layout == "int4" else (name, args, keywords)
+                expected = getattr(kernels, call[0])(*call[1], **call[2])
+                got = getattr(kernels, instead or call[0])(*call[1], **call[2], backend=board)
                 jobs.append((shape, layout, cache, got, expected))
         outcomes = batch.run("log")
         board.collect()
@@ -205,12 +218,12 @@ def peer_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> int:
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Geometric means of our instructions / the peer's by core, group and layout; layout "best" is, shape by shape, the
-    one with the fewest instructions."""
+    one with the fewest instructions (of int8 weights)."""
     ratios: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
     for row in rows:
         ratio = row["instructions"] / peer_of(row, rows)
         key = row["cpu"], group_of(row)
-        for layout in {row["layout"], "best"} if row["layout"] != "-" else {"-"}:
+        for layout in {row["layout"], "best"} if row["layout"] not in ("-", "int4") else {row["layout"]}:
             known = ratios[(*key, layout)].get(row["shape"], math.inf)
             ratios[(*key, layout)][row["shape"]] = min(known, ratio)
     result = []

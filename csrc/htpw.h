@@ -1,6 +1,7 @@
 /* htpw.h - HyperTinyPW: neural networks whose weights are generated at boot. The whole public API.
  *
- * Life cycle (all memory is the caller's; no heap, no float, no recursion, no globals that change):
+ * Life cycle (all memory is the caller's; no heap, no float, no recursion, no globals that change,
+ * save one answer of Linux that the x86_amx backend keeps):
  *
  *     static struct htpw_model model;                       // 1. open: validate everything, copy nothing
  *     if (htpw_model_open(&model, image, image_bytes) != 0) ...
@@ -32,6 +33,7 @@ extern "C" {
 #define HTPW_FORMAT_VERSION 2 /* docs/SPEC.md section 4 */
 #define HTPW_ROUNDING_CMSIS_NN 1
 #define HTPW_SLOTS 8        /* tensors alive at one time, input included */
+#define HTPW_GENERATOR_LAYERS_MAX 3
 #define HTPW_CACHED_MAX 64  /* operators of one image whose kernel is cached */
 #define HTPW_SHA256_BYTES 32
 
@@ -71,17 +73,17 @@ enum htpw_error {
 };
 
 /* Every backend, once: name, id, text, then its memory rule (csrc/backends/htpw_backend.h): layout {out_block, in_block, bytes,
- * sums}, row_block, depthwise_bytes. */
+ * sums}, row_block, depthwise_bytes, synth_bytes. */
 #define HTPW_BACKENDS(X)                                                                                               \
-    X(PORTABLE, 1, "portable", {1, 1, 1, 0}, 0, 0)                                                                     \
-    X(ARMV7EM_DSP, 2, "armv7em_dsp", {4, 4, 1, 0}, 2, 0)                                                               \
-    X(ARMV7EM_DSP_WIDE, 3, "armv7em_dsp_wide", {4, 2, 2, 0}, 2, 0)                                                     \
-    X(ARMV81M_MVE, 4, "armv81m_mve", {4, 16, 1, 1}, 0, 0)                                                              \
-    X(X86_AVX2, 5, "x86_avx2", {8, 2, 2, 0}, 20, 0)                                                                    \
-    X(X86_AVX512VNNI, 6, "x86_avx512vnni", {16, 4, 1, 1}, 38, 0)                                                       \
-    X(CMSIS_NN, 7, "cmsis_nn", {1, 1, 1, 0}, 2, 2)                                                                     \
-    X(THUMB, 8, "thumb", {1, 1, 1, 0}, 0, 0)                                                                           \
-    X(X86_AMX, 9, "x86_amx", {16, 4, 1, 1}, 40, 0)
+    X(PORTABLE, 1, "portable", {1, 1, 1, 0}, 0, 0, 0)                                                                  \
+    X(ARMV7EM_DSP, 2, "armv7em_dsp", {4, 4, 1, 0}, 2, 0, 1472)                                                         \
+    X(ARMV7EM_DSP_WIDE, 3, "armv7em_dsp_wide", {4, 2, 2, 0}, 2, 0, 1472)                                               \
+    X(ARMV81M_MVE, 4, "armv81m_mve", {4, 16, 1, 1}, 0, 0, 1600)                                                        \
+    X(X86_AVX2, 5, "x86_avx2", {8, 2, 2, 0}, 20, 0, 0)                                                                 \
+    X(X86_AVX512VNNI, 6, "x86_avx512vnni", {16, 4, 1, 1}, 38, 0, 0)                                                    \
+    X(CMSIS_NN, 7, "cmsis_nn", {1, 1, 1, 0}, 2, 2, 0)                                                                  \
+    X(THUMB, 8, "thumb", {1, 1, 1, 0}, 0, 0, 0)                                                                        \
+    X(X86_AMX, 9, "x86_amx", {16, 4, 1, 1}, 40, 0, 0)
 
 enum htpw_backend_id {
     HTPW_BACKEND_BEST = 0, /* the fastest that this build and this CPU have */

@@ -41,9 +41,17 @@ static void htpw_portable_packed(int32_t rows, int32_t in_c, int32_t out_c, cons
     htpw_conv1x1_s8_ref(rows, in_c, out_c, q, in_offset, x, (const int8_t *)packed, bias, y);
 }
 
+void htpw_conv1x1_s4_plain(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                           const int8_t *x, const uint8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
+    (void)scratch;
+    htpw_conv1x1_s4_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
+}
+
 static const struct htpw_backend htpw_portable = {
     HTPW_BACKEND_PORTABLE, htpw_portable_conv,  htpw_portable_depthwise, htpw_portable_conv1x1, htpw_portable_packed,
-    htpw_add_s8_ref,       htpw_avgpool_s8_ref, htpw_maxpool_s8_ref};
+    htpw_add_s8_ref,       htpw_avgpool_s8_ref, htpw_maxpool_s8_ref,
+    htpw_conv1x1_s4_plain,
+    NULL};
 
 /* x86: a CPU has them or not; the compiler's runtime asks CPUID and XGETBV once, and keeps the answer itself. */
 #ifdef HTPW_HAS_X86_AVX2

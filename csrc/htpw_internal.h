@@ -60,7 +60,6 @@ struct htpw_tensor {
 /* Limits of docs/SPEC.md 4.5, 4.6. */
 enum {
     HTPW_GENERATORS_MAX = 8,
-    HTPW_GENERATOR_LAYERS_MAX = 3,
     HTPW_HEADS_MAX = 64,
     HTPW_WIDTH_MAX = 1024, /* of codes and of what runs between the layers */
     HTPW_ENTRIES_MAX = 256,
@@ -196,9 +195,6 @@ int htpw_heads_check(struct htpw_model *model);
 /* Reads generator or head number `index`; of a checked model they cannot fail but for an index out of range: SOURCE. */
 int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct htpw_generator *generator);
 int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head);
-
-/* n signed values of a stream of `bits` <= 8 each, from value `first` on; first * bits < 2^32. */
-void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to);
 
 /* Bytes of 4-byte aligned scratch that synthesis needs with a backend; the same function lays it out. */
 uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend);

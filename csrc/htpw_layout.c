@@ -1,4 +1,5 @@
 /* The mapping between row-major kernels and the layouts that backends cache them in: one formula for all backends. */
+#include "backends/armv81m_mve/htpw_mve.h"
 #include "backends/htpw_backend.h"
 
 static uint32_t htpw_blocks(uint32_t n, uint32_t block) { return (n + block - 1u) / block; }
@@ -80,6 +81,12 @@ void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t f
     const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
     uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
     uint32_t left_of_block = ob - o % ob; /* rows, this one included */
+#ifdef HTPW_HAS_ARMV81M_MVE
+    if (ob == 4 && ib == 16 && steps == 1 && i == 0) { /* whole rows of one vector each */
+        htpw_mve_put_rows(in_c, count, w, (int8_t *)packed + row);
+        return;
+    }
+#endif
     const int fits = in_c % ib == 0 && i % ib == 0 && count % ib == 0; /* the usual case */
     for (uint32_t n; count > 0; count -= n, w += n) {
         n = in_c - i < count ? in_c - i : count;
@@ -113,6 +120,12 @@ void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32
     const uint32_t steps = htpw_blocks(in_c, layout->in_block);
     const uint32_t rows = htpw_blocks(out_c, layout->out_block) * layout->out_block;
     int32_t *sums = (int32_t *)(void *)((uint8_t *)packed + htpw_layout_weight_bytes(layout, out_c, in_c));
+#ifdef HTPW_HAS_ARMV81M_MVE
+    if (layout->out_block == 4 && layout->in_block == 16) { /* its own layout, for which a loop over weights is too slow */
+        htpw_mve_row_sums(rows / 4u, steps, (const int8_t *)packed, sums);
+        return;
+    }
+#endif
     for (uint32_t o = 0; o < rows; o++) {
         int32_t sum = 0;
         for (uint32_t i = 0; i < in_c; i++) {

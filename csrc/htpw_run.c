@@ -154,7 +154,7 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
         break;
     default: /* conv1x1, or fc, which is the same with one row */
         if (op->is_narrow) {
-            htpw_conv1x1_s4_ref(rows, in_c, out_c, &q, offset, x, kernel, bias, y);
+            b->conv1x1_s4(rows, in_c, out_c, &q, offset, x, kernel, bias, scratch, y);
         } else if (op->is_cached) {
             b->packed(rows, in_c, out_c, &q, offset, x, kernel, bias, scratch, y);
         } else {

@@ -4,19 +4,13 @@
  */
 #include "htpw_internal.h"
 
-/* Tiles are made several at a time, so that a backend can share its loads between them. */
-#define HTPW_SYNTH_TILES_MAX 16u
-#define HTPW_SYNTH_BATCH 512u   /* weights made at one time, unless one tile is larger */
+#define HTPW_SYNTH_BATCH 512u   /* weights that pass through scratch at one time, unless one tile is larger */
 #define HTPW_SYNTH_PACKED 4096u /* bytes of a matrix that is worth a copy in scratch */
-#define HTPW_SYNTH_STAGES (HTPW_GENERATOR_LAYERS_MAX + 2)
 
-/* One matrix ready to run. */
-struct htpw_stage {
+/* A matrix too large for that: some rows at a time. */
+struct htpw_part {
     struct htpw_matrix matrix;
-    const void *packed;  /* in the layout of the backend; NULL: a few rows at a time */
-    int8_t *rows;        /* scratch for those, unless they lie in the image as they run */
-    const int32_t *biases;
-    int32_t multiplier, shift, act_min, act_max;
+    int8_t *rows;  /* scratch for them; NULL if they lie in the image as they run */
     uint32_t step; /* rows at a time */
 };
 
@@ -58,19 +52,19 @@ void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_
 }
 
 /* The weights of a matrix from value 0 on, whatever they come from. */
-struct htpw_source_stream {
+struct htpw_stream {
     const struct htpw_matrix *matrix;
     uint32_t next;  /* value to come */
     uint32_t state; /* of a seeded matrix: xorshift32, four weights each */
 };
 
-static void htpw_stream_start(struct htpw_source_stream *s, const struct htpw_matrix *matrix) {
+static void htpw_stream_start(struct htpw_stream *s, const struct htpw_matrix *matrix) {
     s->matrix = matrix;
     s->next = 0;
     s->state = matrix->seed;
 }
 
-static void htpw_stream_read(struct htpw_source_stream *s, uint32_t n, int8_t *to) {
+static void htpw_stream_read(struct htpw_stream *s, uint32_t n, int8_t *to) {
     if (s->matrix->seed == 0) {
         htpw_values_read(s->matrix->weights, s->next, n, s->matrix->weight_bits, to);
         s->next += n;
@@ -92,7 +86,7 @@ static void htpw_stream_read(struct htpw_source_stream *s, uint32_t n, int8_t *t
 /* A small matrix into the layout of the backend, a few values at a time. */
 static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layout *layout, void *packed) {
     const uint32_t count = (uint32_t)m->rows * m->cols;
-    struct htpw_source_stream stream;
+    struct htpw_stream stream;
     int8_t some[64];
     htpw_stream_start(&stream, m);
     htpw_layout_clear(layout, m->rows, m->cols, packed);
@@ -105,34 +99,42 @@ static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layou
 }
 
 static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
-                               int32_t act_max, struct htpw_bump *bump, struct htpw_stage *out) {
+                               int32_t act_max, struct htpw_bump *bump, struct htpw_synth_layer *out,
+                               struct htpw_part *part) {
     const uint32_t bytes = htpw_layout_bytes(layout, m->rows, m->cols);
-    out->matrix = *m;
-    out->packed = NULL;
-    out->rows = NULL;
+    part->matrix = *m;
+    part->rows = NULL;
+    part->step = m->rows;
+    out->is_packed = bytes <= HTPW_SYNTH_PACKED;
+    out->weights = m->weights;
     out->biases = NULL;
+    out->bias_max = 0;
+    out->rows = m->rows;
+    out->cols = m->cols;
     out->act_min = act_min;
     out->act_max = act_max;
     out->multiplier = (int32_t)m->multiplier << 16;
     out->shift = m->shift;
-    out->step = m->rows;
-    if (bytes <= HTPW_SYNTH_PACKED) {
+    if (out->is_packed) {
         void *packed = htpw_bump_take(bump, bytes);
         if (packed != NULL) {
             htpw_stage_pack(m, layout, packed);
         }
-        out->packed = packed;
+        out->weights = packed;
     } else {
-        out->step = HTPW_SYNTH_PACKED / m->cols; /* cols <= 1024 */
-        out->step = out->step < HTPW_SYNTH_BATCH ? out->step : HTPW_SYNTH_BATCH;
+        part->step = HTPW_SYNTH_PACKED / m->cols; /* cols <= 1024 */
+        part->step = part->step < HTPW_SYNTH_BATCH ? part->step : HTPW_SYNTH_BATCH;
         if (m->weight_bits != 8 || m->seed != 0) {
-            out->rows = (int8_t *)htpw_bump_take(bump, out->step * m->cols);
+            part->rows = (int8_t *)htpw_bump_take(bump, part->step * m->cols);
         }
     }
     if (m->bias_bits != 0) {
         int32_t *biases = (int32_t *)(void *)htpw_bump_take(bump, 4u * m->rows);
         for (uint32_t i = 0; biases != NULL && i < m->rows; i++) {
-            biases[i] = htpw_bits_signed(m->biases, i, m->bias_bits);
+            const int32_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
+            const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
+            out->bias_max = magnitude > out->bias_max ? magnitude : out->bias_max;
+            biases[i] = bias;
         }
         out->biases = biases;
     }
@@ -140,51 +142,66 @@ static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_la
 
 struct htpw_synth {
     struct htpw_head head;
-    struct htpw_stage stage[HTPW_SYNTH_STAGES];
-    uint32_t stages, dz;
-    uint32_t tiles;    /* made at one time */
-    uint32_t part;     /* weights of a tile made at one time */
+    struct htpw_synth_job job;
+    struct htpw_part part[HTPW_SYNTH_LAYERS_MAX];
+    int is_fused;      /* the backend's synth may be asked */
+    uint32_t tiles;    /* made at one time, if they pass through scratch */
+    uint32_t pitch;    /* of tiles in scratch */
+    uint32_t group;    /* weights that the backend's synth stores together */
     int8_t *buffer[2]; /* codes or embeddings of all of them, used in turn */
     int8_t *weights;   /* on their way into the cache's layout */
     void *scratch;     /* of the backend's kernels */
 };
 
+/* The matrices between a code and its tile, made ready in scratch; returns the widest vector between two of them. */
+static uint32_t htpw_synth_layers(const struct htpw_model *model, const struct htpw_layout *layout, int32_t c,
+                                  struct htpw_bump *bump, struct htpw_synth *s) {
+    struct htpw_synth_job *job = &s->job;
+    struct htpw_generator g;
+    (void)htpw_generator_load(model, s->head.generator, &g); /* open has checked it */
+    uint32_t widest = g.dz;
+    job->dz = g.dz;
+    for (uint32_t i = 0; i < g.layers + (uint32_t)s->head.stages; i++) {
+        const int is_last = i + 1u == g.layers + (uint32_t)s->head.stages;
+        const struct htpw_matrix *m = i < g.layers ? &g.layer[i] : &s->head.stage[i - g.layers];
+        const int32_t most = is_last ? c : 127;
+        htpw_stage_prepare(m, layout, i < g.layers ? 0 : -most, most, bump, &job->layer[i], &s->part[i]);
+        widest = !is_last && m->rows > widest ? m->rows : widest;
+        s->is_fused = s->is_fused && job->layer[i].is_packed;
+        job->layers++;
+    }
+    return widest;
+}
+
 /* Lays out scratch for one head and returns the bytes used; fills it if `base` is not NULL. Kernels are made in [-c, c]. */
 static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t index,
                                    int32_t c, uint8_t *base, struct htpw_synth *s) {
     struct htpw_bump bump = {base, 0};
-    struct htpw_generator g;
     (void)htpw_head_load(model, index, &s->head); /* open has checked it */
     const uint32_t tile = s->head.tile;
-    uint32_t widest = 0;
-    s->stages = 0;
+    uint32_t widest = 0, part = tile < HTPW_SYNTH_BATCH ? tile : HTPW_SYNTH_BATCH;
+    s->job.layers = 0;
+    s->job.dz = 0;
+    s->job.state = 0;
+    s->is_fused = s->head.stages != 0 && s->head.entries == 0; /* ids would have to be looked up by the backend */
     if (s->head.stages != 0) {
-        (void)htpw_generator_load(model, s->head.generator, &g);
-        s->dz = widest = g.dz;
-        for (uint32_t i = 0; i < g.layers; i++) {
-            htpw_stage_prepare(&g.layer[i], &rule->layout, 0, 127, &bump, &s->stage[s->stages++]);
-            widest = g.layer[i].rows > widest ? g.layer[i].rows : widest;
-        }
-        for (uint32_t i = 0; i < s->head.stages; i++) {
-            const int is_last = i + 1u == s->head.stages;
-            const uint32_t rows = s->head.stage[i].rows;
-            htpw_stage_prepare(&s->head.stage[i], &rule->layout, is_last ? -c : -127, is_last ? c : 127, &bump,
-                               &s->stage[s->stages++]);
-            widest = !is_last && rows > widest ? rows : widest;
-        }
-        s->part = s->stage[s->stages - 1u].step;
-    } else {
-        s->dz = 0;
-        s->part = tile < HTPW_SYNTH_BATCH ? tile : HTPW_SYNTH_BATCH;
+        widest = htpw_synth_layers(model, &rule->layout, c, &bump, s);
+        part = s->part[s->job.layers - 1u].step;
     }
+    s->group = rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
+    s->pitch = part < tile ? part : (tile + s->group - 1u) / s->group * s->group;
     s->tiles = HTPW_SYNTH_BATCH / tile & ~UINT32_C(1);
     s->tiles = s->tiles > HTPW_SYNTH_TILES_MAX ? HTPW_SYNTH_TILES_MAX : s->tiles;
-    s->tiles = s->tiles >= 2u ? s->tiles : s->part < tile || s->head.is_whole ? 1u : 2u;
+    s->tiles = s->tiles >= 2u ? s->tiles : part < tile || s->head.is_whole ? 1u : 2u;
+    s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * s->pitch);
+    /* What the backend's synth needs lies where the kernels' vectors do, as either it or they run. */
+    struct htpw_bump other = bump;
+    other.used = htpw_round16(other.used);
+    s->job.scratch = htpw_bump_take(&other, rule->synth_bytes);
     s->buffer[0] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
     s->buffer[1] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
-    s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * s->part);
     s->scratch = htpw_bump_take(&bump, htpw_backend_scratch(rule, widest));
-    return htpw_round16(bump.used);
+    return htpw_round16(rule->synth_bytes != 0 && other.used > bump.used ? other.used : bump.used);
 }
 
 uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
@@ -271,34 +288,35 @@ static void htpw_sink_finish(const struct htpw_sink *to) {
 
 /* ---- making them ---- */
 
-/* y[tiles][rows] of x[tiles][cols], for a stage that lies packed in scratch. */
-static void htpw_stage_run(const struct htpw_backend *backend, const struct htpw_stage *stage, uint32_t tiles,
+/* y[tiles][rows] of x[tiles][cols], for a matrix that lies packed in scratch. */
+static void htpw_layer_run(const struct htpw_backend *backend, const struct htpw_synth_layer *layer, uint32_t tiles,
                            void *scratch, const int8_t *x, int8_t *y) {
-    const struct htpw_requant q = {&stage->multiplier, &stage->shift, 0, 0, stage->act_min, stage->act_max};
-    backend->packed((int32_t)tiles, stage->matrix.cols, stage->matrix.rows, &q, 0, x, stage->packed, stage->biases,
-                    scratch, y);
+    const struct htpw_requant q = {&layer->multiplier, &layer->shift, 0, 0, layer->act_min, layer->act_max};
+    backend->packed((int32_t)tiles, layer->cols, layer->rows, &q, 0, x, layer->weights, layer->biases, scratch, y);
 }
 
-/* The same for a large one, `step` rows at a time: row r of tile t goes to y[t * y_stride + r] or, with `to`, to weight
- * first + t * rows + r of a kernel, by way of y. */
-static void htpw_stage_run_parts(const struct htpw_backend *backend, const struct htpw_stage *stage, uint32_t tiles,
-                                 void *scratch, const int8_t *x, int8_t *y, const struct htpw_sink *to,
-                                 uint32_t first) {
-    const struct htpw_requant q = {&stage->multiplier, &stage->shift, 0, 0, stage->act_min, stage->act_max};
-    const struct htpw_matrix *m = &stage->matrix;
-    struct htpw_source_stream stream;
+/* The same for a large one: row r of tile t goes to y[t * rows + r] or, with `to`, to weight first + t * rows + r of a
+ * kernel, by way of y. */
+static void htpw_layer_run_parts(const struct htpw_backend *backend, const struct htpw_synth_layer *layer,
+                                 const struct htpw_part *part, uint32_t tiles, void *scratch, const int8_t *x,
+                                 int8_t *y, const struct htpw_sink *to, uint32_t first) {
+    const struct htpw_requant q = {&layer->multiplier, &layer->shift, 0, 0, layer->act_min, layer->act_max};
+    const struct htpw_matrix *m = &part->matrix;
+    struct htpw_stream stream;
     htpw_stream_start(&stream, m);
     for (uint32_t row = 0, n; row < m->rows; row += n) {
-        const int8_t *w = (const int8_t *)m->weights + (stage->rows == NULL ? row * m->cols : 0u);
-        n = m->rows - row < stage->step ? m->rows - row : stage->step;
-        if (stage->rows != NULL) {
-            htpw_stream_read(&stream, n * m->cols, stage->rows);
-            w = stage->rows;
+        const int8_t *w = (const int8_t *)m->weights;
+        n = m->rows - row < part->step ? m->rows - row : part->step;
+        if (part->rows != NULL) {
+            htpw_stream_read(&stream, n * m->cols, part->rows);
+            w = part->rows;
+        } else {
+            w += row * m->cols;
         }
         for (uint32_t t = 0; t < tiles; t++) {
             int8_t *out = to != NULL ? y : y + t * m->rows + row;
             backend->conv1x1(1, m->cols, (int32_t)n, &q, 0, x + t * m->cols, w,
-                             stage->biases != NULL ? stage->biases + row : NULL, scratch, out);
+                             layer->biases != NULL ? layer->biases + row : NULL, scratch, out);
             if (to != NULL) {
                 htpw_sink_put(to, first + t * m->rows + row, n, out);
             }
@@ -306,35 +324,110 @@ static void htpw_stage_run_parts(const struct htpw_backend *backend, const struc
     }
 }
 
-/* Kernel of an operator whose source is a head with stages. */
-static void htpw_synth_tiles(const struct htpw_backend *backend, const struct htpw_op *op, const struct htpw_synth *s,
+/* Codes of some tiles, as int8: their own, or those of their entries. */
+static void htpw_synth_codes(const struct htpw_op *op, const struct htpw_synth *s, uint32_t tile, uint32_t tiles) {
+    const uint32_t dz = s->job.dz;
+    if (s->head.entries == 0) {
+        htpw_values_read(op->codes, tile * dz, tiles * dz, op->code_bits, s->buffer[0]);
+        return;
+    }
+    for (uint32_t t = 0; t < tiles; t++) {
+        const uint32_t id = htpw_bits_unsigned(op->codes, tile + t, op->code_bits);
+        htpw_values_read(s->head.table, id * dz, dz, s->head.entry_bits, s->buffer[0] + t * dz);
+    }
+}
+
+/* Some tiles into the kernel, with the matrix products that inference uses. */
+static void htpw_synth_plainly(const struct htpw_backend *backend, const struct htpw_op *op, const struct htpw_synth *s,
+                               uint32_t tile, uint32_t tiles, const struct htpw_sink *to) {
+    uint32_t from = 0, i = 0;
+    htpw_synth_codes(op, s, tile, tiles);
+    for (; i + 1u < s->job.layers; i++, from ^= 1u) {
+        const struct htpw_synth_layer *layer = &s->job.layer[i];
+        if (layer->is_packed) {
+            htpw_layer_run(backend, layer, tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u]);
+        } else {
+            htpw_layer_run_parts(backend, layer, &s->part[i], tiles, s->scratch, s->buffer[from],
+                                 s->buffer[from ^ 1u], NULL, 0);
+        }
+    }
+    const uint32_t rows = s->head.tile;
+    if (s->job.layer[i].is_packed) {
+        htpw_layer_run(backend, &s->job.layer[i], tiles, s->scratch, s->buffer[from], s->weights);
+        htpw_sink_put(to, tile * rows, tiles * rows, s->weights);
+    } else {
+        htpw_layer_run_parts(backend, &s->job.layer[i], &s->part[i], tiles, s->scratch, s->buffer[from], s->weights, to,
+                             tile * rows);
+    }
+}
+
+/* Some tiles by the backend's synth, through scratch; 0 if it cannot do them. */
+static int htpw_synth_through(const struct htpw_backend *backend, struct htpw_synth *s, uint32_t tile, uint32_t tiles,
+                              const struct htpw_sink *to) {
+    const uint32_t rows = s->head.tile, at_once = s->pitch == rows ? tiles : 1u; /* tiles without gaps */
+    int8_t *y[HTPW_SYNTH_TILES_MAX];
+    for (uint32_t t = 0; t < tiles; t++) {
+        y[t] = s->weights + t * s->pitch;
+    }
+    if (!s->is_fused || backend->synth == NULL || !backend->synth(&s->job, tile, tiles, y, s->group)) {
+        return 0;
+    }
+    for (uint32_t t = 0; t < tiles; t += at_once) {
+        htpw_sink_put(to, (tile + t) * rows, at_once * rows, s->weights + t * s->pitch);
+    }
+    return 1;
+}
+
+/* All tiles by the backend's synth straight into the kernel; returns how many that were, none if it cannot do it. For kernels of which each
+ * row consists of whole tiles, and tiles of whole groups that the cache stores together. */
+static uint32_t htpw_synth_direct(const struct htpw_backend *backend, struct htpw_synth *s, const struct htpw_sink *to,
+                                  uint32_t all) {
+    const struct htpw_layout *layout = to->layout;
+    const uint32_t rows = s->head.tile, products = to->op->products, per_row = products / rows;
+    const int is_flat = layout->bytes == 1 && layout->in_block == 1 && layout->out_block == 1; /* one long row */
+    if (!s->is_fused || backend->synth == NULL || rows != s->pitch || layout->bytes != 1 || to->op->is_narrow ||
+        to->by_filter || (is_flat ? to->op->weight_count : products) % rows != 0 ||
+        !(is_flat || layout->in_block == s->group)) {
+        return 0;
+    }
+    const uint32_t to_block = is_flat ? 0u : (products - s->group) * layout->out_block; /* from the last row of one */
+    const uint32_t to_tile = rows * layout->out_block;
+    int8_t *row = (int8_t *)to->kernel, *at = row;
+    uint32_t left = is_flat ? all : per_row, left_of_block = layout->out_block;
+    for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
+        int8_t *y[HTPW_SYNTH_TILES_MAX];
+        tiles = all - tile < HTPW_SYNTH_TILES_MAX ? all - tile : HTPW_SYNTH_TILES_MAX;
+        for (uint32_t t = 0; t < tiles; t++) {
+            y[t] = at;
+            at += to_tile;
+            if (--left == 0) {
+                left = per_row;
+                row += s->group;
+                if (--left_of_block == 0) {
+                    left_of_block = layout->out_block;
+                    row += to_block;
+                }
+                at = row;
+            }
+        }
+        if (!backend->synth(&s->job, tile, tiles, y, s->group * layout->out_block)) {
+            return 0;
+        }
+    }
+    return all;
+}
+
+/* Kernel of an operator whose source is a head with matrices. */
+static void htpw_synth_tiles(const struct htpw_backend *backend, const struct htpw_op *op, struct htpw_synth *s,
                              const struct htpw_sink *to) {
     const uint32_t rows = s->head.tile, all = (op->weight_count + rows - 1u) / rows;
-    for (uint32_t tile = 0, tiles; tile < all; tile += tiles) {
-        uint32_t from = 0;
+    s->job.codes = op->codes;
+    s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
+    s->job.code_bits = op->code_bits;
+    for (uint32_t tile = htpw_synth_direct(backend, s, to, all), tiles; tile < all; tile += tiles) {
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
-        if (s->head.entries == 0) {
-            htpw_values_read(op->codes, tile * s->dz, tiles * s->dz, op->code_bits, s->buffer[0]);
-        } else {
-            for (uint32_t t = 0; t < tiles; t++) {
-                const uint32_t id = htpw_bits_unsigned(op->codes, tile + t, op->code_bits);
-                htpw_values_read(s->head.table, id * s->dz, s->dz, s->head.entry_bits, s->buffer[0] + t * s->dz);
-            }
-        }
-        for (uint32_t i = 0; i + 1u < s->stages; i++, from ^= 1u) {
-            const struct htpw_stage *stage = &s->stage[i];
-            if (stage->packed != NULL) {
-                htpw_stage_run(backend, stage, tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u]);
-            } else {
-                htpw_stage_run_parts(backend, stage, tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u], NULL, 0);
-            }
-        }
-        const struct htpw_stage *last = &s->stage[s->stages - 1u];
-        if (last->packed != NULL) {
-            htpw_stage_run(backend, last, tiles, s->scratch, s->buffer[from], s->weights);
-            htpw_sink_put(to, tile * rows, tiles * rows, s->weights);
-        } else {
-            htpw_stage_run_parts(backend, last, tiles, s->scratch, s->buffer[from], s->weights, to, tile * rows);
+        if (!htpw_synth_through(backend, s, tile, tiles, to)) {
+            htpw_synth_plainly(backend, op, s, tile, tiles, to);
         }
     }
 }
@@ -345,7 +438,7 @@ static void htpw_synth_entries(const struct htpw_op *op, const struct htpw_synth
     for (uint32_t tile = 0; tile < op->code_count; tile++) {
         const uint32_t id = htpw_bits_unsigned(op->codes, tile, op->code_bits);
         for (uint32_t row = 0, n; row < rows; row += n) {
-            n = rows - row < s->part ? rows - row : s->part;
+            n = rows - row < s->pitch ? rows - row : s->pitch;
             htpw_values_read(s->head.table, id * rows + row, n, s->head.entry_bits, s->weights);
             htpw_sink_put(to, tile * rows + row, n, s->weights);
         }
@@ -372,7 +465,7 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
         const int with = htpw_backend_synthesis(backend->id);
         struct htpw_synth s;
         (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, &s);
-        if (s.stages != 0) {
+        if (s.job.layers != 0) {
             htpw_synth_tiles(htpw_backend_get(with), op, &s, &to);
         } else {
             htpw_synth_entries(op, &s, &to);

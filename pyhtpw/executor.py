@@ -20,11 +20,13 @@ FIELDS = {
     "conv1x1_s8": "conv1x1",
     "fully_connected_s8": "conv1x1",
     "conv1x1_cached_s8": "packed",
+    "conv1x1_s4": "conv1x1_s4",
+    "fully_connected_s4": "conv1x1_s4",
     "add_s8": "add",
     "avgpool_s8": "avgpool",
     "maxpool_s8": "maxpool",
 }
-_SCRATCH = ("conv", "depthwise", "conv1x1", "packed")
+_SCRATCH = ("conv", "depthwise", "conv1x1", "packed", "conv1x1_s4")
 # struct htpw_window: positions of the fields that the size of scratch depends on
 _IN_C, _OUT_C, _K_H, _K_W, _GROUPS = 3, 6, 7, 8, 15
 
@@ -106,7 +108,7 @@ def _with_scratch(field: str, args: list, backend: int) -> list:
     if field not in _SCRATCH:
         return args
     rule = lib.htpw_backend_rule(backend)
-    if field in ("conv1x1", "packed"):
+    if field in ("conv1x1", "packed", "conv1x1_s4"):
         size = lib.htpw_backend_scratch(rule, args[1])
     else:
         g = args[0].fields

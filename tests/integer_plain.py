@@ -1,4 +1,5 @@
-"""docs/SPEC.md sections 2, 5 and 6 in plain Python integers and plain numpy: what the integer model means, without any of the package's arithmetic."""
+"""docs/SPEC.md sections 2, 5 and 6 in plain Python integers and plain numpy: what the integer model means, without
+any of the package's arithmetic."""
 
 import numpy as np
 
@@ -84,14 +85,17 @@ def _rq(v, multipliers, shifts):
 
 
 def run(model, x, whole=False):
-    """Section 6: int64 logits (N, classes) of int8 windows x (N, T, C); ``whole``: the last operator's output (N, T, C)."""
+    """Section 6: int64 logits (N, classes) of int8 windows x (N, T, C); ``whole``: the last operator's output (N, T,
+    C)."""
     tensors, info = [x.astype(np.int64)], [model.input]
     for op in model.ops:
         a, zp = tensors[op.inputs[0]], info[op.inputs[0]].zero_point
         if op.kind == "add":
             s, terms = op.add, []
             for k, at in enumerate(op.inputs):
-                terms.append(_rq((tensors[at] - info[at].zero_point) << s.left_shift, s.multipliers[k], np.int64(s.shifts[k])))
+                terms.append(
+                    _rq((tensors[at] - info[at].zero_point) << s.left_shift, s.multipliers[k], np.int64(s.shifts[k]))
+                )
             y = _rq(terms[0] + terms[1], s.multipliers[2], np.int64(s.shifts[2])) + op.out.zero_point
         elif op.kind == "avgpool":
             n, t = a.shape[1], a.sum(axis=1, keepdims=True)

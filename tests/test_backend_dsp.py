@@ -1,5 +1,6 @@
 """The Armv7E-M backend under emulation: generated calls against the numpy reference, whole images against the host."""
 
+import itertools
 import subprocess
 
 import numpy as np
@@ -60,6 +61,8 @@ CALLS = {
     "conv1x1_s8": own.conv1x1_calls(),
     "conv1x1_cached_s8": cached(),
     "fully_connected_s8": own.fully_connected_calls().map(filterless),
+    "conv1x1_s4": own.conv1x1_calls(bits=4),
+    "fully_connected_s4": own.fully_connected_calls(bits=4),
     "conv_s8": own.conv_calls(),
     "depthwise_s8": own.depthwise_calls(),
     "add_s8": own.elementwise_calls("add_s8"),
@@ -118,14 +121,37 @@ def test_one_row_of_stored_weights(build, in_c, per_channel):
         assert_equal(build(), NARROW, own.Call("fully_connected_s8", (x, w, bias, *scale), keywords), 1 + out_c % 3)
 
 
+@pytest.mark.parametrize("rows", (1, 2, 3))
+@pytest.mark.parametrize("in_c", (1, 6, 7, *range(8, 43, 2), 9, 64, 128, 254, 256, 258))
+def test_s4_sizes(build, in_c, rows):
+    """Rows of 4-bit weights that the backend takes, and those that the portable kernel does, at any address."""
+    rng = np.random.default_rng(in_c)
+    for out_c, limits, biased in ((4, (-128, 127), True), (7, (0, 127), False), (13, (-100, 90), True)):
+        x, w = rng.integers(-128, 128, (rows, in_c), np.int8), rng.integers(-8, 8, out_c * in_c)
+        bias = rng.integers(-99, 99, out_c, np.int32) if biased else None
+        multiplier, shift = rng.integers(2**30, 2**31, out_c).astype(np.int32), np.full(out_c, -3 - in_c.bit_length() // 2, np.int32)
+        for scale in ((multiplier, shift), (int(multiplier[0]), int(shift[0]))):
+            keywords = {"input_offset": 128, "output_offset": -7, "act_min": limits[0], "act_max": limits[1], "rows": out_c}
+            assert_equal(build(), NARROW, own.Call("fully_connected_s4", (x, own.pack_s4(w), bias, *scale), keywords), out_c % 4)
+
+
+@pytest.mark.parametrize("value, offset", ((127, 128), (-128, -127)))
+def test_s4_largest_sums(build, value, offset):
+    """The longest rows at the ends of the range: sums of 4096 times the weights stay inside a word."""
+    for in_c, weight, rows in itertools.product((128, 254, 256), (-8, 7), (1, 2)):
+        x, w = np.full((rows, in_c), value, np.int8), own.pack_s4(np.full(8 * in_c, weight))
+        bias, keywords = np.array([0, 1, -1, 2**29, -(2**29), 5, 6, 7], np.int32), {"input_offset": offset, "output_offset": 3, "rows": 8}
+        assert_equal(build(), NARROW, own.Call("fully_connected_s4", (x, w, bias, 2**31 - 1, -13), keywords))
+
+
 def test_no_rows(build):
     """The contract allows a product without rows: nothing is written, nothing is read."""
     emulator = build()
     requant = emulator.alloc(24)
     scale = emulator.alloc(8)
     emulator.write(requant, np.array([scale, scale + 4, 0, 0, -128, 127], np.int32).tobytes())
-    for name in ("htpw_conv1x1_s8_dsp", "htpw_packed_s8_dsp", "htpw_packed_wide_s8_dsp"):
-        emulator.call(name, 0, 4, 4, requant, 0, 0, 0, 0, 0, 0)
+    for name in ("htpw_conv1x1_s8_dsp", "htpw_conv1x1_s4_dsp", "htpw_packed_s8_dsp", "htpw_packed_wide_s8_dsp"):
+        emulator.call(name, 0, 8, 4, requant, 0, 0, 0, 0, 0, 0)
 
 
 def requantised(emulator: Emulator, v: np.ndarray, multiplier, shift, **keywords) -> None:

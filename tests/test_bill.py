@@ -1,5 +1,7 @@
 """The bill: every byte once, shares that add up, what storing would really cost, and Eq. 6 beside the file."""
 
+import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +10,14 @@ import random_images
 import strategies  # noqa: F401 - registers the Hypothesis profiles
 from hypothesis import given
 from random_images import Generated, Stored
+from rich.console import Console
 
+from pyhtpw.errors import ConfigError
 from pyhtpw.image import bill, parse, write
 from pyhtpw.image.bill import GENERATION, PLAIN_BITS, _pieces, split
 from pyhtpw.image.integer import bits_bytes
+from pyhtpw.report import print_bill
+from pyhtpw.report.bill import write_plot
 
 EXAMPLE = random_images.example()
 
@@ -119,3 +125,40 @@ def test_published_sram_claim_stands_beside_the_plan():
     sram = bill(parse(write(EXAMPLE)), {"backend": "armv7em_dsp", "arena": 1000, "cache": 640})["sram"]
     assert sram["total"] == 1640 and sram["activation"] == 3 * 96  # an add reads two tensors
     assert sram["workspace"] == 88 and sram["published"] == 288
+
+
+def full() -> dict:
+    return bill(parse(write(EXAMPLE)), {"backend": "armv7em_dsp", "arena": 12345, "cache": 640})
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_bill_is_printed(width):
+    out = io.StringIO()
+    figures = full()
+    print_bill(figures, Console(file=out, width=width))
+    printed = " ".join(out.getvalue().split())
+    assert f"{figures['eq6_bytes']:,}" in printed and "It leaves out" in printed
+    assert "published:" in printed and "12,345" in printed
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+def test_bill_is_drawn(tmp_path):
+    figures = full()
+    write_plot(figures, tmp_path / "bill.svg")
+    write_plot(figures, tmp_path / "again.svg")
+    text = (tmp_path / "bill.svg").read_text()
+    assert text == (tmp_path / "again.svg").read_text()
+    for words in ("Eq. 6: heads", "stored at 2 bits", "conv1x110", f"{figures['eq6_bytes']:,}", "GENR"):
+        assert words in text, words
+    write_plot(figures, tmp_path / "bill.png")
+    assert (tmp_path / "bill.png").read_bytes()[:4] == b"\x89PNG"
+    write_plot(bill(parse(write(stored_instead(EXAMPLE, 8)))), tmp_path / "plain.png")
+    with pytest.raises(ConfigError, match="bill.jpg: a figure is a .png or an .svg"):
+        write_plot(figures, tmp_path / "bill.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_plot(figures, tmp_path / "file" / "bill.png")
+
+
+def test_bill_is_json():
+    assert json.loads(json.dumps(full())) == full()

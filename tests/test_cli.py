@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import pytest
 import random_images
 
 from pyhtpw.image import write
+from pyhtpw.image.codes import apply_pack
+from pyhtpw.model import Image
 
-COMMANDS = ("demo", "train", "quantise", "pack", "bill", "verify", "run", "report")
+COMMANDS = (
+    "demo", "train", "quantise", "pack", "bill", "verify", "run", "report", "pack-codes", "keygen", "sign", "verify-signature",
+)  # fmt: skip
 
 
 def pyhtpw(*arguments, **options) -> subprocess.CompletedProcess:
@@ -119,7 +124,11 @@ def test_verify_fails_when_bytes_differ(image, monkeypatch, capsys):
 def test_bill_and_run(image, tmp_path):
     figures = json.loads(ok("bill", image, "--json"))
     assert sum(figures["sections"].values()) == image.stat().st_size
-    assert f"{image.stat().st_size:,}" in ok("bill", image)
+    assert figures["eq6_bytes"] + figures["eq6_omits"]["total"] == image.stat().st_size
+    assert figures["sram"]["backend"] == "armv7em_dsp" and figures["sram"]["total"] > figures["sram"]["published"]
+    assert f"{image.stat().st_size:,}" in ok("bill", image, "--plot", tmp_path / "bill.svg")
+    assert "Eq. 6" in (tmp_path / "bill.svg").read_text()
+    assert "a .png or an .svg" in refused("bill", image, "--plot", tmp_path / "bill.gif")
     x = random_images.inputs(random_images.example(), 3, 0)
     np.save(tmp_path / "x.npy", x)
     rows = json.loads(ok("run", image, tmp_path / "x.npy", "--json"))["windows"]
@@ -127,6 +136,23 @@ def test_bill_and_run(image, tmp_path):
     np.save(tmp_path / "real.npy", x.astype(np.float32))
     assert len(ok("run", image, tmp_path / "real.npy").splitlines()) == 3
     assert "synthetic" in json.loads(ok("run", image, "--json"))["input"]
+
+
+def test_code_packs(image, tmp_path):
+    """What pack-codes writes, applied to the base, is the personalised image, for the C library too."""
+    model = random_images.example()
+    weights = model.ops[0].weights
+    changed = replace(model.ops[0], weights=replace(weights, codes=-weights.codes.clip(-7, 7)))
+    personalised = replace(model, ops=(changed, *model.ops[1:]))
+    (tmp_path / "mine.htpw").write_bytes(write(personalised))
+    told = json.loads(ok("pack-codes", image, tmp_path / "mine.htpw", "-o", tmp_path / "c.htpc", "--number", 4, "--json"))
+    assert told["number"] == 4 and told["entries"] == [{"operator": 0, "part": "CODE", "bytes": 8}]
+    base, pack = image.read_bytes(), (tmp_path / "c.htpc").read_bytes()
+    assert apply_pack(base, pack) == write(personalised)
+    x = random_images.inputs(model, 5, 0)
+    assert np.array_equal(Image(base, codes=pack).run_batch(x), Image(write(personalised)).run_batch(x))
+    refusal = refused("pack-codes", image, image, "-o", tmp_path / "none.htpc", "--number", 4)
+    assert "no codes and no requantisation differ" in refusal and not (tmp_path / "none.htpc").exists()
 
 
 def test_report_again(demo, tmp_path):

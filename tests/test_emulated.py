@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from pyhtpw import _native
 from pyhtpw.errors import ConfigError, ImageError, ToolError
-from pyhtpw.image.integer import AddScalars, IntegerModel, Layer, Op, Requant, Stored, Tensor, Tiled, Window
+from pyhtpw.image.integer import (
+    AddScalars,
+    Generated,
+    Generator,
+    IntegerModel,
+    Matrix,
+    Op,
+    Requant,
+    Stored,
+    Tensor,
+    Tiled,
+    Window,
+)
 from pyhtpw.image.reader import parse
 from pyhtpw.image.writer import write
 from pyhtpw.model import Image
@@ -87,17 +99,17 @@ def tiny_model(seed: int = 1) -> IntegerModel:
 
     def requant(channels: int, shift: int) -> Requant:
         shifts = rng.integers(shift, shift + 3, channels)
-        return Requant(rng.integers(16384, 32768, channels), shifts, rng.integers(-900, 900, channels))
+        return Requant(rng.integers(16384, 32768, channels) << 16, shifts, rng.integers(-900, 900, channels))
 
     def int8(*shape: int) -> np.ndarray:
         return rng.integers(-128, 128, shape).astype(np.int8)
 
-    def tiled() -> Tiled:
-        return Tiled(int8(3, 4) // 16, (7, 6))
+    def tiled() -> Generated:
+        return Generated(int8(3, 4) // 16, (7, 6))
 
     strided, kept = Window((1, 3), stride=(1, 2), padding=(0, 1)), Window((1, 3), padding=(0, 1))
     half, third = Window((1, 2), (1, 2)), Window((1, 3), (1, 2))
-    add = AddScalars(20, (20000, 17000, 30000), (-1, -2, -19))
+    add = AddScalars(20, (20000 << 16, 17000 << 16, 30000 << 16), (-1, -2, -19))
     ops = (
         Op("conv", "conv", (0,), Tensor(1, 10, 6, -3), -128, 127, Stored(int8(6, 1, 3, 3)), requant(6, -9), strided),
         Op("depthwise", "depthwise", (1,), Tensor(1, 10, 6, 5), -128, 127, Stored(int8(1, 3, 6)), requant(6, -9), kept),
@@ -108,9 +120,9 @@ def tiny_model(seed: int = 1) -> IntegerModel:
         Op("avgpool", "avgpool", (6,), Tensor(1, 2, 7, 0), window=third),
         Op("fc", "fc", (7,), Tensor(1, 1, 3, 4), weights=Stored(int8(3, 14)), requant=requant(3, -10)),
     )
-    generator = (Layer(int8(5, 4), rng.integers(-400, 400, 5), 30000, -7),)
-    heads = (Layer(int8(16, 5), np.zeros(16, np.int64), 25000, -6),)
-    return IntegerModel(Tensor(1, 20, 3, 7), ops, generator=generator, heads=heads)
+    generator = Generator(4, (Matrix(int8(5, 4), rng.integers(-400, 400, 5), 30000 << 16, -7),))
+    heads = (Tiled(Matrix(int8(16, 5), np.zeros(16, np.int64), 25000 << 16, -6)),)
+    return IntegerModel(Tensor(1, 20, 3, 7), ops, generators=(generator,), heads=heads)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_errors_name_the_node(nodes, said):
 
 
 def test_other_bad_graphs():
-    with pytest.raises(ConfigError, match="node 'a'.*unknown head 'odd'"):
+    with pytest.raises(ConfigError, match=r"node 'a'.*unknown head 'odd'"):
         Node("a", "pointwise", ("input",), 3, head="odd")
     with pytest.raises(ConfigError, match="input_shape"):
         graph_of(POOL, FC, shape=(0, 3))

@@ -18,7 +18,13 @@ TILE, BITS = {"tile": st.integers(1, 65535)}, {"head_bits": st.sampled_from([4, 
 FIELDS = {
     "stored": {"bits": st.sampled_from([4, 2]), "narrow": st.booleans(), "per_tensor": st.booleans()},
     "dense": {**GENERATOR, **BITS, **MORE},
-    "factorised": {**GENERATOR, **BITS, **MORE, "rank": st.integers(1, 1024), "share": st.sampled_from(["a", "b", "none"])},
+    "factorised": {
+        **GENERATOR,
+        **BITS,
+        **MORE,
+        "rank": st.integers(1, 1024),
+        "share": st.sampled_from(["a", "b", "none"]),
+    },
     "tiled": {**GENERATOR, **BITS, **MORE, **TILE},
     "seeded": {**GENERATOR, **MORE, **TILE, "seed": st.integers(1, 2**32 - 1)},
     "codebook": {**GENERATOR, **BITS, **MORE, **TILE, "entries": st.integers(1, 256), "of": st.just("generated")},
@@ -93,7 +99,15 @@ def heads_of(graph):
 
 
 def test_equal_text_shares_head_and_generator():
-    graph = build({"pw": "tiled:tile=8", "pw1": "tiled:tile=8,dz=4", "depthwise": "tiled", "fc": "seeded", "conv": "stored:bits=4"})
+    graph = build(
+        {
+            "pw": "tiled:tile=8",
+            "pw1": "tiled:tile=8,dz=4",
+            "depthwise": "tiled",
+            "fc": "seeded",
+            "conv": "stored:bits=4",
+        }
+    )
     assert heads_of(graph) == [
         ("head", "tiled", ("dw1", "dw2", "dw3"), 0),
         ("head-2", "tiled", ("pw1", "pw2", "pw3"), 1),
@@ -125,7 +139,9 @@ def test_groups_share_and_separate():
 
 def test_matrices_of_dense_and_factorised_heads():
     graph = build({"pw": "dense", "pw1": "dense"})
-    assert heads_of(graph) == [(n, "dense", (p,), 0) for n, p in (("head", "pw1"), ("head-2", "pw2"), ("head-3", "pw3"))]
+    assert heads_of(graph) == [
+        (n, "dense", (p,), 0) for n, p in (("head", "pw1"), ("head-2", "pw2"), ("head-3", "pw3"))
+    ]
     assert graph.parameter_shapes()["head-3.weight"] == (192, 12)
     wide = {"widths": (12, 12, 12), "strides": (1, 1, 1)}
     for share, wanted in (
@@ -159,7 +175,7 @@ def test_layers_are_stronger_than_kinds():
     for key in ("block9.pw", "dw9", "pool", "add"):
         with pytest.raises(ConfigError, match=f"{key}.*no kind .*no node"):
             build({key: "tiled"})
-    with pytest.raises(ConfigError, match="'pw3'.*'tiled' has no key 'x'"):
+    with pytest.raises(ConfigError, match=r"'pw3'.*'tiled' has no key 'x'"):
         build({"pw3": "tiled:x=1"})
     with pytest.raises(ConfigError, match="no such kernel"):
         nets.build("hypertinypw", t=100, widths=(4,), strides=(1,), heads={"pw": "tiled"})
@@ -169,7 +185,9 @@ def test_the_format_holds_so_many():
     names = {"stem", "fc", *(f"{p}{i}" for i in (1, 2, 3) for p in ("dw", "pw"))}
     build({name: f"tiled:group={name}" for name in names})
     with pytest.raises(ConfigError, match="10 generators, an image holds 8"):
-        nets.build("hypertinypw", t=100, heads={f"{p}{i}": f"tiled:group={p}{i}" for i in range(1, 6) for p in ("dw", "pw")})
+        nets.build(
+            "hypertinypw", t=100, heads={f"{p}{i}": f"tiled:group={p}{i}" for i in range(1, 6) for p in ("dw", "pw")}
+        )
 
 
 def test_heads_from_toml(tmp_path):

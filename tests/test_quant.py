@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import integer_plain
 import numpy as np
 import pytest
 import strategies  # noqa: F401 - registers the Hypothesis profiles
 from hypothesis import given
 
-import integer_plain
 from pyhtpw.errors import ConfigError, QuantiseError
 from pyhtpw.image.integer import Generated
 from pyhtpw.nets import build

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from test_quant import HEADS, quantised, trained
 
 from pyhtpw.errors import ConfigError
 from pyhtpw.image import write
 from pyhtpw.model import Image
 from pyhtpw.quant.quantise import with_threshold
 from pyhtpw.quant.store import load_model, save_model
-from test_quant import HEADS, quantised, trained
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -1,10 +1,11 @@
-"""Heads in training: kernels by their definition, gradients, the variance they start with, and that every kind learns."""
+"""Heads in training: kernels by their definition, gradients, the variance they start with, and that every kind
+learns."""
 
+import integer_plain
 import numpy as np
 import pytest
 from test_train_layers import assert_same_gradient, central_difference
 
-import integer_plain
 from pyhtpw import nets
 from pyhtpw.nets import Graph, Node
 from pyhtpw.train.heads import Expander, code_scale, seeded_matrix
@@ -97,7 +98,15 @@ def test_one_generator_behind_two_heads_collects_both_gradients():
     _, dlogits = cross_entropy(model.forward(x, training=True), labels)
     grads = {name: value.copy() for name, value in model.backward(dlogits).items()}
     whole = np.linalg.norm(model.gradient)
-    for name in ("generator.0.weight", "generator.0.bias", "head.weight", "head-2.gain", "head-3.weight", "dw2.codes", "pw2.codes"):
+    for name in (
+        "generator.0.weight",
+        "generator.0.bias",
+        "head.weight",
+        "head-2.gain",
+        "head-3.weight",
+        "dw2.codes",
+        "pw2.codes",
+    ):
         expected = central_difference(loss, model.params[name])
         scale = max(np.linalg.norm(expected), 1e-3 * whole)
         assert np.linalg.norm(grads[name] - expected) <= 1e-6 * scale, name
@@ -124,10 +133,7 @@ def test_kernels_match_their_definition(spec):
     for name, shape in graph.kernel_shapes().items():
         head = plan.heads[plan.head_of[name]]
         kind, weights = head.spec.kind, []
-        if kind == "codebook":
-            rows = range(len(params[f"{name}.ids"]))
-        else:
-            rows = range(len(params[f"{name}.codes"]))
+        rows = range(len(params[f"{name}.{'ids' if kind == 'codebook' else 'codes'}"]))
         for row in rows:
             if kind == "codebook" and not head.codes:
                 weights.extend(params["head.table.weight"][params[f"{name}.ids"][row]])
@@ -135,10 +141,15 @@ def test_kernels_match_their_definition(spec):
             z = params["head.codes"][params[f"{name}.ids"][row]] if kind == "codebook" else params[f"{name}.codes"][row]
             h = mlp(params, "generator", np.round(z / step) * step)
             if kind == "seeded":
-                drawn = np.reshape(integer_plain.xorshift_bytes(head.spec.seed, head.rows * len(h)), (head.rows, len(h)))
+                drawn = np.reshape(
+                    integer_plain.xorshift_bytes(head.spec.seed, head.rows * len(h)), (head.rows, len(h))
+                )
                 weights.extend(params["head.gain"] * drawn / 128 @ h)
             elif kind == "factorised":
-                owners = {m: head.name if of is None else plan.heads[of].name for m, of in (("a", head.a_of), ("b", head.b_of))}
+                owners = {
+                    m: head.name if of is None else plan.heads[of].name
+                    for m, of in (("a", head.a_of), ("b", head.b_of))
+                }
                 weights.extend(params[f"{owners['a']}.a.weight"] @ (params[f"{owners['b']}.b.weight"] @ h))
             else:
                 weights.extend(params[f"{head.name}.weight"] @ h)

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 import pytest
+from test_train_layers import TOLERANCE, central_difference
 
 from pyhtpw import nets
 from pyhtpw.errors import ConfigError, DataError, TrainError
@@ -13,7 +14,6 @@ from pyhtpw.train.layers import EPSILON
 from pyhtpw.train.model import MIN_GAMMA, Model
 from pyhtpw.train.objective import cross_entropy, macro_f1, score
 from pyhtpw.train.optim import AdamW, Ema, clip_gradient, decays, learning_rate
-from test_train_layers import TOLERANCE, central_difference
 
 SPEC = "tiled:dz=3,hidden=6+5,tile=11"
 

@@ -405,3 +405,51 @@ def test_checkpoint_write_leaves_no_half_file(tmp_path, monkeypatch):
     arrays, description = load_checkpoint(path)
     np.testing.assert_array_equal(arrays["a"], np.arange(3))
     assert description == {"n": 1}
+
+
+def test_training_goes_on_from_given_parameters(unbroken, tmp_path):
+    start = unbroken[0].params
+    config = TrainConfig(
+        **{**vars(CONFIG), "steps": 2, "warmup": 0, "eval_every": 1, "lr": 1e-6, "weight_decay": 0.0, "augment": {}}
+    )
+    result = train(graph_of(), TRAIN, VAL, config, tmp_path, start=start)
+    for name, value in result.params.items():
+        if not name.endswith((".mean", ".var")):
+            np.testing.assert_allclose(value, start[name], atol=1e-5)
+    stop = threading.Event()
+    stop.set()
+    train(graph_of(), TRAIN, VAL, config, tmp_path, start=start, stop=stop)
+    with pytest.raises(TrainError, match="another data"):
+        train(graph_of(), TRAIN, VAL, config, tmp_path, resume=True)
+    other = {**start, "fc.bias": start["fc.bias"] + 1}
+    with pytest.raises(TrainError, match="start_crc32"):
+        train(graph_of(), TRAIN, VAL, config, tmp_path, start=other, resume=True)
+    again = train(graph_of(), TRAIN, VAL, config, tmp_path, start=start, resume=True)
+    assert same(again, result)
+    with pytest.raises(ConfigError, match=r"lack 'fc.bias'"):
+        train(graph_of(), TRAIN, VAL, config, tmp_path, start={k: v for k, v in start.items() if k != "fc.bias"})
+
+
+@pytest.mark.parametrize(
+    "spec", ["seeded:tile=9,dz=3", "codebook:entries=8,tile=6", "factorised:share=a,hidden=4", "dense"]
+)
+def test_other_heads_resume_to_the_same_bytes(tmp_path, spec):
+    graph = nets.build(
+        "hypertinypw",
+        t=STEPS,
+        stem=6,
+        widths=(8, 8),
+        strides=(2, 1),
+        stem_stride=2,
+        heads={"pw": spec, "pw1": spec, "depthwise": spec},
+    )
+    whole = train(graph, TRAIN, VAL, CONFIG, tmp_path / "whole")
+    stop = threading.Event()
+
+    def watch(report):
+        if report["step"] == 9:
+            stop.set()
+
+    assert train(graph, TRAIN, VAL, CONFIG, tmp_path / "parts", progress=watch, stop=stop).stopped
+    assert same(train(graph, TRAIN, VAL, CONFIG, tmp_path / "parts", resume=True), whole)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")

@@ -19,7 +19,7 @@ class Planted:
         self._telling, self._kernel, self._logit = telling, kernel, logit
 
     def kernels(self):
-        kernels = {i: np.array(k) for i, k in self._telling.kernels().items()}
+        kernels = {i: np.array(k, order="C") for i, k in self._telling.kernels().items()}
         if self._kernel is not None:
             op, at = self._kernel
             kernels[op].reshape(-1)[at] ^= 4

@@ -25,8 +25,31 @@ struct htpw_layout {
 /* Memory rule of a backend: pure arithmetic, known on every machine, so that a host can plan for a target. */
 struct htpw_backend_rule {
     struct htpw_layout layout; /* of generated conv1x1 and fc kernels; other kernels are cached row-major */
-    uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1 and packed keep in scratch; 0: none */
+    uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1, conv1x1_s4 and packed keep in scratch; 0: none */
     uint8_t depthwise_bytes;   /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
+    uint16_t synth_bytes;      /* scratch bytes of synth */
+};
+
+/* One layer of the generator or a head, ready to run: y = min(max(rq(biases[o] + sum_i w[o][i] * x[i]), act_min), act_max). */
+struct htpw_synth_layer {
+    const void *weights;   /* in the layout of the backend if is_packed, else row-major int8 */
+    const int32_t *biases; /* NULL: 0 */
+    uint32_t bias_max;     /* their largest absolute value */
+    int32_t multiplier, shift, rows, cols, act_min, act_max, is_packed;
+};
+
+#define HTPW_SYNTH_LAYERS_MAX 5 /* three of a generator, two of a factorised head */
+#define HTPW_SYNTH_TILES_MAX 16u /* made by one call */
+
+/* From codes to weights: layer[0] takes codes, of which those of one tile follow those of another, layer[i] the y of
+ * layer[i - 1], and the last one is a head. */
+struct htpw_synth_job {
+    struct htpw_synth_layer layer[HTPW_SYNTH_LAYERS_MAX];
+    uint32_t layers;
+    const uint8_t *codes, *codes_end; /* signed fields of code_bits, dz per tile */
+    uint32_t code_bits, dz;
+    int state;                        /* of the backend; 0 in front of the first call */
+    void *scratch;                    /* of the backend, kept between calls; 16-byte aligned, the rule's synth_bytes */
 };
 
 /* Kernels of a backend. Arguments as in htpw_kernels.h; `scratch` has htpw_backend_scratch bytes, 4-byte aligned, content
@@ -46,7 +69,23 @@ struct htpw_backend {
     void (*add)(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
     void (*avgpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
     void (*maxpool)(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
+    /* conv1x1 by packed 4-bit weights, row-major: weight i of all in the low (even i) or high nibble of byte i / 2 */
+    void (*conv1x1_s4)(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                       const int8_t *x, const uint8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+    /* Makes the tiles first .. first + tiles - 1, at most HTPW_SYNTH_TILES_MAX. Weights k*g .. k*g + g - 1 of tile t go to
+     * y[t] + k * step, g being the rule's in_block if that is a multiple of 4, else 4; step is g or what is between such
+     * groups in a cache layout. The last group is filled up: y must have room. y itself has room for a
+     * multiple of 4 addresses, and may be changed. Returns 0, with nothing done, for jobs that it cannot do exactly or no better than `packed`;
+     * that depends on job and step alone. NULL: there is nothing better than `packed`. */
+    int (*synth)(struct htpw_synth_job *job, uint32_t first, uint32_t tiles, int8_t **y, uint32_t step);
 };
+
+/* The portable conv1x1_s4, for the tables of backends that have none of their own. */
+void htpw_conv1x1_s4_plain(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                           const int8_t *x, const uint8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+
+/* n signed values of a stream of `bits` <= 8 each, from value `first` on. */
+void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to);
 
 /* The rule of backend `id`; NULL if there is no such id. HTPW_BACKEND_BEST is resolved. */
 const struct htpw_backend_rule *htpw_backend_rule(int id);

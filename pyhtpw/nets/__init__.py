@@ -11,9 +11,24 @@ from pyhtpw.nets.heads import HeadSpec
 from pyhtpw.nets.hypertinypw import hypertinypw, separable, wide
 from pyhtpw.nets.toml import load_heads
 
-__all__ = ["NAMES", "Graph", "HeadSpec", "Node", "build", "hypertinypw", "load_heads", "same_padding", "separable", "wide"]
+__all__ = [
+    "NAMES",
+    "Graph",
+    "HeadSpec",
+    "Node",
+    "build",
+    "hypertinypw",
+    "load_heads",
+    "same_padding",
+    "separable",
+    "wide",
+]
 
-_BUILDERS: dict[str, Callable[..., Graph]] = {"hypertinypw": hypertinypw, "hypertinypw-wide": wide, "separable": separable}
+_BUILDERS: dict[str, Callable[..., Graph]] = {
+    "hypertinypw": hypertinypw,
+    "hypertinypw-wide": wide,
+    "separable": separable,
+}
 NAMES = tuple(_BUILDERS)
 """The names that `build` knows."""
 

@@ -10,16 +10,18 @@ Parameters are a flat dict of arrays; their names and shapes are fixed here (`Gr
 ``{node}.bias``       fc only, (Cout,)
 ``{node}.gamma``      with norm, (Cout,); also ``.beta``, and the running statistics ``.mean`` and ``.var``
 ``{node}.codes``      generated kernels in place of the weight, (tiles, dz); tiles is 1 for dense and factorised heads
-``{node}.ids``        codebooks in place of the weight, (tiles,): whole numbers that name entries; no optimiser touches them
+``{node}.ids``        codebooks in place of the weight, (tiles,): whole numbers, which no optimiser touches
 ``generator.{i}.*``   hidden layer i of a generator: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,)
-``head.weight``       head, (tile, d), or (n, d) of a dense one for kernels of n weights; d = d_last, or dz without a layer
+``head.weight``       head, (tile, d), or (n, d) of a dense one; d = d_last, or dz without a layer
 ``head.a.weight``     factorised head, (n, rank), and ``head.b.weight`` (rank, d), unless they are another head's
 ``head.gain``         seeded head, (1,): what the bytes of its matrix are worth, times 128
-``head.table.weight``  codebook of a stored table, (entries, tile); a generated one has ``head.codes`` (entries, dz) and ``head.weight``
+``head.table.weight`` codebook of a stored table, (entries, tile)
+``head.codes``        codebook of a generated table, (entries, dz), beside its ``head.weight``
 ====================  =======================================================================================
 
-The second generator is called ``generator-2``, the second head ``head-2``, and so on (`pyhtpw.nets.heads`). Tiles follow the
-generation order of docs/SPEC.md section 1: that of (C,K) for depthwise kernels, so that a tile of K weights is a filter.
+The second generator is called ``generator-2``, the second head ``head-2``, and so on (`pyhtpw.nets.heads`). Tiles
+follow the generation order of docs/SPEC.md section 1: that of (C,K) for depthwise kernels, so that a tile of K
+weights is a filter.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class Node:
     stride: int = 1
     norm: bool = False
     relu: bool = False
-    head: HeadSpec = HeadSpec()
+    head: HeadSpec = HeadSpec()  # noqa: RUF009  frozen
 
     def __post_init__(self) -> None:
         try:
@@ -183,7 +185,9 @@ class Graph:
         """Generators and heads; ConfigError naming the graph if the specifications do not go together."""
         kernels = self.kernel_shapes()
         try:
-            return make_plan({n.name: (n.head.resolved(n.op, kernels[n.name]), kernels[n.name]) for n in self.generated_nodes()})
+            return make_plan(
+                {n.name: (n.head.resolved(n.op, kernels[n.name]), kernels[n.name]) for n in self.generated_nodes()}
+            )
         except ConfigError as error:
             raise ConfigError(f"graph {self.name!r}: {error}") from error
 
@@ -198,8 +202,8 @@ class Graph:
         Parameters
         ----------
         heads
-            By kind ("pw", "pw1", "depthwise", "conv", "fc") or by node ("pw3", or "block3.pw" for it, which is stronger), each a
-            specification or its text. Nodes that no entry speaks of keep their heads.
+            By kind ("pw", "pw1", "depthwise", "conv", "fc") or by node ("pw3", or "block3.pw" for it, which is
+            stronger), each a specification or its text. Nodes that no entry speaks of keep their heads.
 
         Raises
         ------
@@ -249,7 +253,11 @@ class Graph:
             if node.head.generated:
                 spec = node.head.resolved(node.op, kernels[node.name])
                 tiles = -(-prod(kernels[node.name]) // spec.tile) if spec.tiles else 1
-                found.update({f"{node.name}.ids": (tiles,)} if spec.kind == "codebook" else {f"{node.name}.codes": (tiles, spec.dz)})
+                found.update(
+                    {f"{node.name}.ids": (tiles,)}
+                    if spec.kind == "codebook"
+                    else {f"{node.name}.codes": (tiles, spec.dz)}
+                )
             elif node.name in kernels:
                 found[f"{node.name}.weight"] = kernels[node.name]
             if node.op == "fc":
@@ -284,7 +292,11 @@ class Graph:
         for head in self.plan.heads:
             if head.generator is None:
                 continue
-            layers = sum(prod(shape) for name, shape in self.plan.generators[head.generator].shapes().items() if name.endswith("weight"))
+            layers = sum(
+                prod(shape)
+                for name, shape in self.plan.generators[head.generator].shapes().items()
+                if name.endswith("weight")
+            )
             each = head.rows * head.spec.width
             if head.spec.kind == "factorised":
                 each = head.spec.rank * (head.spec.width + head.rows)
@@ -297,7 +309,9 @@ class Graph:
         """Plain lists, dicts, strings and numbers, ready for JSON; `from_dict` reads them back."""
         plain = asdict(self)
         plain["input_shape"] = list(self.input_shape)
-        plain["nodes"] = [{**asdict(node), "inputs": list(node.inputs), "head": node.head.text()} for node in self.nodes]
+        plain["nodes"] = [
+            {**asdict(node), "inputs": list(node.inputs), "head": node.head.text()} for node in self.nodes
+        ]
         return plain
 
     @staticmethod

@@ -1,22 +1,24 @@
-"""Where kernels come from: head specifications, and the generators and heads that the specifications of a graph add up to.
+"""Where kernels come from: head specifications, and the generators and heads that the specifications of a graph add
+up to.
 
 A specification is one line of text, ``kind`` or ``kind:key=value,key=value,flag``:
 
 ==============  ====================================================================================================
 ``stored``      ``bits`` 8, 4 or 2; flags ``narrow`` (run as packed 4-bit weights) and ``per_tensor``
 ``dense``       Eq. 2, one code and one matrix (n, d) per kernel
-``factorised``  Eq. 3, ``rank``; ``share`` = b (published: one B for all layers), a (one A for kernels of equal size) or none
+``factorised``  Eq. 3, ``rank``; ``share`` = b (one B for all layers), a (one A for kernels of equal size) or none
 ``tiled``       one matrix (``tile``, d) for all tiles of all kernels, a code per tile
 ``seeded``      tiled, with a matrix drawn from ``seed``
-``codebook``    tiles pick one of ``entries``, a table stored at ``bits`` (8, 4, 2), or with ``of=generated`` made by a tiled head
+``codebook``    tiles pick one of ``entries``; table stored at ``bits`` (8, 4, 2) or ``of=generated``, by a tiled head
 ==============  ====================================================================================================
 
-All but ``stored`` (and a codebook of a stored table) have a generator: codes of ``dz`` integers of ``code_bits``, then the ``hidden`` layers
-("16", "16+16", up to three; 0 for none), both it and the head's matrices in ``generator_bits`` and ``head_bits``.
+All but ``stored`` (and a codebook of a stored table) have a generator: codes of ``dz`` integers of ``code_bits``,
+then the ``hidden`` layers ("16", "16+16", up to three; 0 for none), both it and the head's matrices in
+``generator_bits`` and ``head_bits``.
 
-Kernels of one ``group`` share a generator, and those whose specifications also agree in everything share a head. Without ``group`` the whole
-specification takes its place: what is written the same is shared. The matrices of dense and factorised heads that belong to one
-kernel are never shared.
+Kernels of one ``group`` share a generator, and those whose specifications also agree in everything share a head.
+Without ``group`` the whole specification takes its place: what is written the same is shared. The matrices of dense
+and factorised heads that belong to one kernel are never shared.
 """
 
 from __future__ import annotations
@@ -40,8 +42,15 @@ _KEYS = {
     "seeded": ("tile", *_GENERATOR, "seed", "narrow", "group"),
     "codebook": ("entries", "tile", "of", "bits", *_GENERATOR, "head_bits", "narrow", "group"),
 }
-# (dz, hidden) of a kind whose specification says nothing; a seeded matrix wants more numbers per tile, a hidden layer gives it nothing
-_DEFAULTS = {"dense": (4, (12,)), "factorised": (4, (12,)), "tiled": (4, (16,)), "seeded": (8, ()), "codebook": (4, (16,))}
+# (dz, hidden) of a kind whose specification says nothing; a seeded matrix wants more numbers per tile, a hidden layer
+# gives it nothing
+_DEFAULTS = {
+    "dense": (4, (12,)),
+    "factorised": (4, (12,)),
+    "tiled": (4, (16,)),
+    "seeded": (8, ()),
+    "codebook": (4, (16,)),
+}
 _RANGES = {
     "dz": (1, 1024),
     "tile": (1, 65535),
@@ -64,8 +73,9 @@ _FLAGS = ("narrow", "per_tensor")
 class HeadSpec:
     """Where a kernel comes from; see the module's text for what each field means to which kind.
 
-    ``tile`` 0 stands for the default, which `resolved` puts in: the taps of a depthwise kernel (a tile per filter), else `DEFAULT_TILE`.
-    ``dz`` 0 and ``hidden`` None stand for the kind's own. Raises ConfigError for a field out of range or of no use to the kind.
+    ``tile`` 0 stands for the default, which `resolved` puts in: the taps of a depthwise kernel (a tile per filter),
+    else `DEFAULT_TILE`. ``dz`` 0 and ``hidden`` None stand for the kind's own. Raises ConfigError for a field out of
+    range or of no use to the kind.
     """
 
     kind: str = "stored"
@@ -133,7 +143,8 @@ class HeadSpec:
             whole = all(isinstance(h, int) and not isinstance(h, bool) and 1 <= h <= 1024 for h in self.hidden)
             if len(self.hidden) > 3 or not whole:
                 raise self._fail(
-                    f"hidden is {'+'.join(map(str, self.hidden))!r}; give up to three layers of 1 to 1024 units, like 16 or 16+16, or 0"
+                    f"hidden is {'+'.join(map(str, self.hidden))!r}; give up to three layers of 1 to 1024 units, "
+                    "like 16 or 16+16, or 0"
                 )
         elif name == "group" and (not isinstance(value, str) or any(c in value for c in ",=: ")):
             raise self._fail(f"group is {value!r}; give a name without commas, colons, blanks and equal signs")
@@ -234,7 +245,8 @@ def _value(kind: str, key: str, text: str, given: bool) -> object:
 
 @dataclass(frozen=True)
 class GeneratorPlan:
-    """A generator: ``name`` starts its parameters' names; ``sources`` are the arrays of codes (their names) and rows, in order."""
+    """A generator: ``name`` starts its parameters' names; ``sources`` are the arrays of codes (their names) and rows,
+    in order."""
 
     name: str
     dz: int
@@ -261,10 +273,11 @@ class GeneratorPlan:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """A head: ``name`` starts its parameters' names, ``nodes`` are those whose kernels it makes, ``rows`` what it makes at once.
+    """A head: ``name`` starts its parameters' names, ``nodes`` are those whose kernels it makes, ``rows`` what it
+    makes at once.
 
-    ``generator`` is an index, None for a codebook of a stored table. ``b_of`` and ``a_of`` are indices of the factorised heads whose
-    matrices it shares. ``codes`` are the names of its arrays of codes.
+    ``generator`` is an index, None for a codebook of a stored table. ``b_of`` and ``a_of`` are indices of the
+    factorised heads whose matrices it shares. ``codes`` are the names of its arrays of codes.
     """
 
     name: str
@@ -315,7 +328,8 @@ class Plan:
 
 
 def make_plan(kernels: Mapping[str, tuple[HeadSpec, tuple[int, ...]]]) -> Plan:
-    """Who shares what, from the *resolved* specification and the logical shape of every generated kernel, in running order.
+    """Who shares what, from the *resolved* specification and the logical shape of every generated kernel, in running
+    order.
 
     Raises ConfigError if kernels of one group want different generators, or the image format has no room for so many.
     """
@@ -330,7 +344,8 @@ def make_plan(kernels: Mapping[str, tuple[HeadSpec, tuple[int, ...]]]) -> Plan:
             for key in _GENERATOR:
                 if getattr(kernels[name][0], key) != getattr(first, key):
                     raise ConfigError(
-                        f"nodes {members[0]!r} and {name!r} share the generator of group {first.group!r} but differ in {key}; make them equal"
+                        f"nodes {members[0]!r} and {name!r} share the generator of group {first.group!r} "
+                        f"but differ in {key}; make them equal"
                     )
 
     heads: list[HeadPlan] = []
@@ -379,10 +394,13 @@ def make_plan(kernels: Mapping[str, tuple[HeadSpec, tuple[int, ...]]]) -> Plan:
             GeneratorPlan(_numbered("generator", at), spec.dz, spec.hidden, spec.generator_bits, spec.code_bits, pairs)
         )
     # a generated codebook is two heads in the image: the one that makes its table, and itself
-    count = len(heads) + sum(head.spec.kind == "codebook" and head.spec.has_generator for head in heads)
-    for count, most, what in ((len(generators), MAX_GENERATORS, "generators"), (count, MAX_HEADS, "heads")):
+    entries = len(heads) + sum(head.spec.kind == "codebook" and head.spec.has_generator for head in heads)
+    limits = ((len(generators), MAX_GENERATORS, "generators"), (entries, MAX_HEADS, "heads"))
+    for count, most, what in limits:
         if count > most:
-            raise ConfigError(f"the specifications make {count} {what}, an image holds {most}; let more kernels share one")
+            raise ConfigError(
+                f"the specifications make {count} {what}, an image holds {most}; let more kernels share one"
+            )
     return Plan(tuple(generators), tuple(heads), head_of)
 
 
@@ -391,13 +409,19 @@ def _group(spec: HeadSpec) -> str:
 
 
 def _numbered(word: str, at: int) -> str:
-    """"head", "head-2", ...: no node can be called so, and the first keeps the name it has had all along."""
+    """ "head", "head-2", ...: no node can be called so, and the first keeps the name it has had all along."""
     return word if at == 0 else f"{word}-{at + 1}"
 
 
 # -- by kind and by layer ----------------------------------------------------------------------------------------------
 
-NODE_KINDS = {"pw": "pointwise, all but the first", "pw1": "the first pointwise", "depthwise": "depthwise", "conv": "convolutions", "fc": "the classifier"}
+NODE_KINDS = {
+    "pw": "pointwise, all but the first",
+    "pw1": "the first pointwise",
+    "depthwise": "depthwise",
+    "conv": "convolutions",
+    "fc": "the classifier",
+}
 _ALIASES = {"dw": "depthwise", "stem": "conv"}
 
 
@@ -420,7 +444,8 @@ def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def resolve_keys(heads: Mapping[str, object], kinds: Mapping[str, str]) -> dict[str, HeadSpec]:
-    """Node -> specification, from ``heads`` by kind, node name or ``block3.pw`` (the node pw3), and ``kinds`` of all nodes with kernels.
+    """Node -> specification, from ``heads`` by kind, node name or ``block3.pw`` (the node pw3), and ``kinds`` of all
+    nodes with kernels.
 
     A node's own entry is stronger than that of its kind. Raises ConfigError for keys that name nothing.
     """
@@ -443,4 +468,6 @@ def resolve_keys(heads: Mapping[str, object], kinds: Mapping[str, str]) -> dict[
             by_node[name] = spec
         else:
             raise ConfigError(f"heads: {key!r} is no kind ({', '.join(NODE_KINDS)}) and no node ({', '.join(kinds)})")
-    return {node: by_node.get(node, by_kind.get(kind)) for node, kind in kinds.items() if node in by_node or kind in by_kind}
+    return {
+        node: by_node.get(node, by_kind.get(kind)) for node, kind in kinds.items() if node in by_node or kind in by_kind
+    }

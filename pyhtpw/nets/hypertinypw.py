@@ -42,9 +42,10 @@ def hypertinypw(
 
     Stem convolution, then one block per width: depthwise, pointwise, and an addition of the block's input where the
     shapes agree (the ReLU then follows the addition), then the mean over time and the classifier.  Nodes are called
-    stem, dw1, pw1, add1 (if any), dw2, ..., pool, fc.  ``heads`` is what `Graph.with_heads` takes; kernels that it does not
-    speak of are stored.  Without it `HEADS` apply, of which a single block has nothing.  The graph is called ``name``, or else
-    "hypertinypw" if anything in it is generated and "separable" if not.  Raises ConfigError for sizes that make no network.
+    stem, dw1, pw1, add1 (if any), dw2, ..., pool, fc.  ``heads`` is what `Graph.with_heads` takes; kernels that it
+    does not speak of are stored.  Without it `HEADS` apply, of which a single block has nothing.  The graph is called
+    ``name``, or else "hypertinypw" if anything in it is generated and "separable" if not.  Raises ConfigError for
+    sizes that make no network.
     """
     if len(widths) != len(strides) or not widths:
         raise ConfigError(
@@ -84,6 +85,7 @@ def separable(t: int, channels_in: int = 1, classes: int = 2, **options: object)
 def wide(t: int, channels_in: int = 1, classes: int = 2, **options: object) -> Graph:
     """A wider network, 32,256 weights of which are generated, in which what is stored beside them weighs less.
 
-    Its depthwise kernels and classifier are stored in 4 bits, as its generated kernels leave them no room to be the larger part.
+    Its depthwise kernels and classifier are stored in 4 bits, as its generated kernels leave them no room to be the
+    larger part.
     """
     return hypertinypw(t, channels_in, classes, **{**WIDE, "name": "hypertinypw-wide", **options})

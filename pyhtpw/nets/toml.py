@@ -31,7 +31,9 @@ def load_heads(path: str | os.PathLike) -> dict[str, str]:
     try:
         top = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file with a table [heads]") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a TOML file with a table [heads]"
+        ) from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise ConfigError(f"{path}: not a TOML file ({error})") from error
     if not isinstance(top.get("heads"), dict) or not top["heads"]:

@@ -1,4 +1,5 @@
-"""Float model -> integer model: calibrated activation ranges, integer kernels, generators and heads, compact multipliers."""
+"""Float model -> integer model: calibrated activation ranges, integer kernels, generators and heads, compact
+multipliers."""
 
 from pyhtpw.quant.quantise import quantise
 

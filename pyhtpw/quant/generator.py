@@ -1,7 +1,7 @@
 """Synthesis in integers: the kernels that generators and heads make, from the definition in docs/SPEC.md section 5.
 
-The layers that use generated kernels need their real scale and their rounding error, so the quantiser makes them as the device will.
-`pyhtpw.verify` proves them equal to what the device caches.
+The layers that use generated kernels need their real scale and their rounding error, so the quantiser makes them as
+the device will. `pyhtpw.verify` proves them equal to what the device caches.
 """
 
 from __future__ import annotations

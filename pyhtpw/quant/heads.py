@@ -22,8 +22,8 @@ _CLIPS = np.linspace(0.35, 1.0, 40)  # fractions of the full range tried where t
 
 @dataclass(frozen=True)
 class IntegerHeads:
-    """`sources`: node -> what its operator holds; `kernels`: node -> int8, in the graph's logical shape; `scales`: node -> real value of
-    one unit of its kernel."""
+    """`sources`: node -> what its operator holds; `kernels`: node -> int8, in the graph's logical shape; `scales`:
+    node -> real value of one unit of its kernel."""
 
     generators: tuple[Generator, ...]
     heads: tuple[Head, ...]
@@ -67,7 +67,9 @@ def _matrix(weight: np.ndarray, bias: np.ndarray | None, bits: int, scale_in: fl
     biases = np.zeros(len(weight)) if bias is None else np.rint(bias / (scale_in * scale))
     m, shift = multiplier(scale_in * scale / scale_out, HALF)
     if (weight.shape[1] * 2**14 + np.abs(biases).max()) * 2.0 ** max(shift, 0) >= 1 << 30:
-        raise QuantiseError("a bias of the generator leaves the range of the accumulator: its weights are close to zero")
+        raise QuantiseError(
+            "a bias of the generator leaves the range of the accumulator: its weights are close to zero"
+        )
     return Matrix(ints, biases.astype(np.int64), m, shift, bits)
 
 
@@ -93,7 +95,8 @@ class _Quantiser:
             self._head(at)
 
     def _generator(self, plan: GeneratorPlan) -> None:
-        """Codes have one step for all, as in training, so that integer codes are exactly the rounded ones; the largest h is 127."""
+        """Codes have one step for all, as in training, so that integer codes are exactly the rounded ones; the
+        largest h is 127."""
         codes = np.concatenate([self.params[source] for source, _ in plan.sources])
         step = code_scale([codes], plan.code_bits)
         top = (1 << (plan.code_bits - 1)) - 1
@@ -159,7 +162,8 @@ class _Quantiser:
         return np.unique(np.concatenate([self.params[f"{name}.ids"] for name in plan.nodes]).astype(np.int64))
 
     def _factorised(self, at: int, generator: int, high: int) -> None:
-        """A shared matrix has one multiplier, hence one step of what goes in and one of what comes out, for all that share it."""
+        """A shared matrix has one multiplier, hence one step of what goes in and one of what comes out, for all that
+        share it."""
         heads, plan = self.plan.heads, self.plan.heads[at]
 
         def inner(head: HeadPlan) -> np.ndarray:
@@ -193,8 +197,8 @@ class _Quantiser:
 def quantise_heads(graph: Graph, params: Mapping[str, np.ndarray]) -> IntegerHeads:
     """Generators, heads and codes of a graph in integers, and the kernels that they make.
 
-    Codes have one step per generator, what a generator makes uses [0, 127], and the kernels of a head [-127, 127] (narrow: [-7, 7]) with one step
-    for all. Raises QuantiseError if something cannot be expressed.
+    Codes have one step per generator, what a generator makes uses [0, 127], and the kernels of a head [-127, 127]
+    (narrow: [-7, 7]) with one step for all. Raises QuantiseError if something cannot be expressed.
     """
     q = _Quantiser(graph, params)
     model = integer.IntegerModel(integer.Tensor(1, 1, 1, 0), (), None, tuple(q.generators), tuple(q.heads))

@@ -11,13 +11,10 @@ from pyhtpw.image.integer import AddScalars, Info, IntegerModel, Op, Stored, Ten
 from pyhtpw.nets.graph import INPUT, Graph, Node, same_padding
 from pyhtpw.quant.heads import IntegerHeads, image_shape, quantise_heads
 from pyhtpw.quant.scales import COMPACT, HALF, Scale, factors, fit_range, multiplier, requant
+from pyhtpw.quant.statistics import EPS, statistics
 from pyhtpw.quant.stored import nearest, quantise_stored
-from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.layers import chain
 from pyhtpw.train.model import Model
-from pyhtpw.train.workspace import Workspace
 
-EPS = 1e-5  # of BatchNorm, as in pyhtpw.train
 ADD_LEFT_SHIFT = 20  # TensorFlow Lite's choice for int8
 
 
@@ -45,12 +42,13 @@ def quantise(
     sample_rate
         Hz, for the image's INFO.
     recalibrate : bool
-        Correct the statistics of every normalisation that follows a generated kernel, or one of less than 8 bits, by what the integer kernels
-        in place of the float ones change on the calibration windows, so that their rounding shifts no mean and no variance.
+        Correct the statistics of every normalisation that follows a generated kernel, or one of less than 8 bits, by
+        what the integer kernels in place of the float ones change on the calibration windows, so that their rounding
+        shifts no mean and no variance.
     compact : bool
-        Multipliers of one byte (form 1 of docs/SPEC.md 4.3) instead of two. Stored kernels are quantised with the scales that these exactly stand
-        for, so that it costs them nothing; the gain behind a generated kernel is rounded (relative error at most 2^-9), and its bias
-        set so that the mean of the output stays where it was.
+        Multipliers of one byte (form 1 of docs/SPEC.md 4.3) instead of two. Stored kernels are quantised with the
+        scales that these exactly stand for, so that it costs them nothing; the gain behind a generated kernel is
+        rounded (relative error at most 2^-9), and its bias set so that the mean of the output stays where it was.
 
     Returns
     -------
@@ -69,8 +67,8 @@ def quantise(
     network, values, rounded = _with_kernels(graph, params, heads)
     if recalibrate and rounded:
         exact = {f"{name}.weight": kernel for name, kernel in Model(graph, params).kernels().items()}
-        before, _ = _statistics(network, {**values, **exact}, calibration, None, rounded)
-        _, values = _statistics(network, values, calibration, before, rounded)
+        before, _ = statistics(network, {**values, **exact}, calibration, None, rounded)
+        _, values = statistics(network, values, calibration, before, rounded)
     acts = Model(network, values).activations(calibration)
     scales = {name: fit_range(x, clip=name != graph.nodes[-1].name) for name, x in acts.items()}
 
@@ -110,7 +108,8 @@ def with_threshold(model: IntegerModel, threshold: float) -> IntegerModel:
 
 
 def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: IntegerHeads):
-    """The same network with all kernels stored, as the reals that integers stand for; and the nodes that this changes noticeably."""
+    """The same network with all kernels stored, as the reals that integers stand for; and the nodes that this changes
+    noticeably."""
     network = graph.stored()
     values = {name: np.asarray(params[name], np.float32) for name in network.parameter_shapes() if name in params}
     rounded = set(heads.kernels)
@@ -134,39 +133,13 @@ def _channel_axis(node: Node) -> int:
 
 
 def _with_gain(node: Node, params: Mapping[str, np.ndarray], gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A stored kernel with the gain of its normalisation in it, and that gain in a shape that goes with the kernel's."""
+    """A stored kernel with the gain of its normalisation in it, and that gain in a shape that goes with the
+    kernel's."""
     kernel = np.asarray(params[f"{node.name}.weight"], np.float64)
     shape = [1] * kernel.ndim
     shape[_channel_axis(node)] = -1
     gain = gain.reshape(shape)
     return kernel * gain, gain
-
-
-def _statistics(graph: Graph, values: dict, x: np.ndarray, change: Mapping[str, tuple[np.ndarray, np.ndarray]] | None, nodes: set[str]):
-    """Mean and variance of what reaches the given normalisations, in network order, each corrected before the next is looked at.
-
-    Without `change` nothing is corrected. With it, a normalisation whose input had the statistics `change` tells has its own corrected by what they
-    have become; the corrected parameters are returned as well.
-    """
-    values, found, outputs = dict(values), {}, {INPUT: x}
-    work = Workspace(np.float32)
-    with single_blas():
-        for node in graph.nodes:
-            passed = [outputs[source] for source in node.inputs]
-            for i, layer in enumerate(chain(node, work)):
-                if i == 1 and node.norm and node.name in nodes:
-                    before = passed[0].reshape(-1, node.cout)
-                    mean, var = before.mean(0, dtype=np.float64), before.var(0, dtype=np.float64)
-                    found[node.name] = mean, var
-                    if change is not None:
-                        was_mean, was_var = change[node.name]
-                        ratio = (var + EPS) / (was_var + EPS)
-                        values[f"{node.name}.mean"] = (values[f"{node.name}.mean"] + mean - was_mean).astype(np.float32)
-                        corrected = (values[f"{node.name}.var"] + EPS) * ratio - EPS
-                        values[f"{node.name}.var"] = np.maximum(corrected, 0).astype(np.float32)
-                passed = [layer.forward(passed, values, False)]
-            outputs[node.name] = passed[0]
-    return found, values
 
 
 def _folded(node: Node, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

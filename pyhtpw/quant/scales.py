@@ -41,7 +41,8 @@ def affine(low: float, high: float) -> Scale:
 def fit_range(values: np.ndarray, clip: bool = True) -> Scale:
     """The scale with the least mean squared error over calibration values.
 
-    Clipping a few outliers buys resolution for all others; `clip=False` keeps the full range (logits, whose order matters).
+    Clipping a few outliers buys resolution for all others; `clip=False` keeps the full range (logits, whose order
+    matters).
     """
     values = np.asarray(values, np.float64).ravel()
     low, high = values.min(), values.max()
@@ -65,8 +66,9 @@ FULL, HALF, COMPACT = 31, 15, 9
 def multiplier(real: float, bits: int = FULL) -> tuple[int, int]:
     """(M, shift) with real ~ M * 2^(shift - 31), M in [2^30, 2^31) and a multiple of 2^(31 - bits).
 
-    The relative error is at most 2^-bits. Too small a factor becomes (0, 0), with `bits` COMPACT, which has no 0, (2^30, -31): 0 all the same for
-    every sum that docs/SPEC.md section 7 allows. Raises QuantiseError for a negative or too large one.
+    The relative error is at most 2^-bits. Too small a factor becomes (0, 0), with `bits` COMPACT, which has no 0,
+    (2^30, -31): 0 all the same for every sum that docs/SPEC.md section 7 allows. Raises QuantiseError for a negative
+    or too large one.
     """
     if not np.isfinite(real) or real < 0:
         raise QuantiseError(f"a requantisation factor is {real}: it must be finite and not negative")
@@ -95,7 +97,8 @@ class Factors:
 
 
 def factors(reals: np.ndarray, bits: int) -> Factors:
-    """`multiplier` of every channel. A channel whose factor is 0 takes a shift that is there already, which costs no bits."""
+    """`multiplier` of every channel. A channel whose factor is 0 takes a shift that is there already, which costs no
+    bits."""
     reals = np.atleast_1d(reals)
     pairs = np.array([multiplier(r, bits) for r in reals], np.int64).reshape(-1, 2)
     live = reals > 0

@@ -8,7 +8,8 @@ from pyhtpw.errors import QuantiseError
 from pyhtpw.quant.scales import Factors, factors
 
 LIMITS = {8: (-127, 127), 4: (-8, 7), 2: (-2, 1)}
-"""Least and largest integer by bits. {-2..1} holds {-1, 0, 1}: the better of the two scales is the best one of the former."""
+"""Least and largest integer by bits. {-2..1} holds {-1, 0, 1}: the better of the two scales is the best one of the
+former."""
 _FRACTIONS = {
     8: np.ones(1),  # nothing to gain from clipping
     4: np.linspace(0.5, 1.15, 40),  # above 1: -8 reaches further than 7
@@ -28,7 +29,8 @@ def _round(rows: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _best(rows: np.ndarray, bits: int, on_grid) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and integers of every row with the least squared error; `on_grid` maps wished scales to possible ones, none smaller."""
+    """Scale and integers of every row with the least squared error; `on_grid` maps wished scales to possible ones,
+    none smaller."""
     largest = np.abs(rows).max(axis=1)
     # a channel of zeros has no scale of its own; give it one that its bias can be expressed in
     largest = np.where(largest > 1e-12, largest, max(largest.max(), 1e-6))
@@ -43,7 +45,8 @@ def _best(rows: np.ndarray, bits: int, on_grid) -> tuple[np.ndarray, np.ndarray]
 
 
 def nearest(kernel: np.ndarray, bits: int, axis: int = 0, per_tensor: bool = False) -> np.ndarray:
-    """The reals that a stored kernel of `bits` stands for, whatever its multipliers; `axis` is that of the output channels."""
+    """The reals that a stored kernel of `bits` stands for, whatever its multipliers; `axis` is that of the output
+    channels."""
     rows = _rows(kernel, axis, per_tensor)
     if not np.isfinite(rows).all():
         raise QuantiseError("weights are not finite: the float model has diverged")
@@ -57,7 +60,8 @@ def quantise_stored(
 ) -> tuple[np.ndarray, Factors]:
     """Integers of a stored kernel and its requantisation.
 
-    The multiplier comes first: only scales that a multiplier of so few bits exactly stands for are tried, so that it costs no accuracy.
+    The multiplier comes first: only scales that a multiplier of so few bits exactly stands for are tried, so that it
+    costs no accuracy.
 
     Parameters
     ----------
@@ -85,7 +89,10 @@ def quantise_stored(
     def on_grid(wished: np.ndarray) -> np.ndarray:
         found = factors(wished / unit, multiplier_bits).real * unit
         short = found < wished * (1 - 1e-12)  # the next one up, so that nothing is clipped that need not be
-        up = factors(np.where(short, wished * (1 + 2.0 ** (1 - multiplier_bits)), wished) / unit, multiplier_bits).real * unit
+        up = (
+            factors(np.where(short, wished * (1 + 2.0 ** (1 - multiplier_bits)), wished) / unit, multiplier_bits).real
+            * unit
+        )
         return np.where(short, up, found)
 
     scales, q = _best(rows, bits, on_grid)

@@ -45,7 +45,7 @@ SECTIONS = {
 }
 SYNTHETIC = "synthetic data"
 _FONT = "DejaVu Sans"  # comes with matplotlib, so the layout is the same everywhere
-_DPI = 160
+DPI = 160
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plot:
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """matplotlib's own defaults and this module's, for as long as it draws and saves."""
     try:
         import matplotlib
@@ -176,16 +176,28 @@ def roc(report: Mapping[str, Any]) -> Plot | None:
     return Plot(figure, alt + ".")
 
 
-def layers(report: Mapping[str, Any]) -> Plot | None:
-    """For each generated kernel, the bytes that make it beside its bytes stored at 8, 4 and 2 bits."""
-    found = {
+def layer_rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The generated layers that have figures."""
+    return {
         tables.clean(name): row
         for name, row in (report.get("generated") or {}).items()
         if tables.integer(tables.get(row, "stored_bytes")) is not None
     }
+
+
+def layers(report: Mapping[str, Any]) -> Plot | None:
+    """For each generated kernel, the bytes that make it beside its bytes stored at 8, 4 and 2 bits."""
+    found = layer_rows(report)
     if not found:
         return None
     figure, (axes,) = _figure(11.5, 1.1 + 0.92 * len(found))
+    alt = draw_layers(axes, report, found)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5)
+    return Plot(figure, alt)
+
+
+def draw_layers(axes: Axes, report: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draws `layers` into axes, without a legend; returns what it says."""
     widest = max(
         max([row["stored_bytes"], *(tables.get(row, "stored_at", b) or 0 for b in WIDTHS)]) for row in found.values()
     )
@@ -222,8 +234,7 @@ def layers(report: Mapping[str, Any]) -> Plot | None:
     axes.tick_params(axis="y", length=0)
     _mark(axes, report)
     _bytes_axis(axes, widest * 1.12, len(found))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5)
-    return Plot(figure, f"Bytes per generated layer: {'; '.join(said)}.")
+    return f"Bytes per generated layer: {'; '.join(said)}."
 
 
 def _bytes_axis(axes: Axes, end: float, rows: int) -> None:
@@ -240,6 +251,20 @@ def image(report: Mapping[str, Any]) -> Plot | None:
     if not columns:
         return None
     figure, (axes,) = _figure(11.5, 1.25 + 0.5 * len(columns))
+    alt = draw_image(axes, report, columns)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=9, columnspacing=1.2, handlelength=1.2
+    )
+    return Plot(figure, alt)
+
+
+def draw_image(
+    axes: Axes,
+    report: Mapping[str, Any],
+    columns: Mapping[str, Mapping[str, int]],
+    extra: tuple[str, list[tuple[str, int, str]]] | None = None,
+) -> str:
+    """Draws `image` into axes, without a legend; returns what it says. `extra`: a last bar, (label, bytes, colour) of its parts."""
     totals = [sum(column.values()) for column in columns.values()]
     order = [name for name in SECTIONS if any(column.get(name) for column in columns.values())]
     other = [name for name in columns[tables.THIS] if name not in SECTIONS]
@@ -261,18 +286,23 @@ def image(report: Mapping[str, Any]) -> Plot | None:
         axes.bar_label(bars, wide, label_type="center", fontsize=8, color="white" if dark else INK)
         left = [a + n for a, n in zip(left, sizes)]
     names = ["this image" if name == tables.THIS else f"kernels stored\nat {name} bits" for name in columns]
+    if extra is not None:
+        names.append(extra[0])
+        totals.append(0)
+        for label, size, colour in extra[1]:
+            # hatched: these are weight tensors alone, not sections
+            look = {"color": colour, "edgecolor": "white", "hatch": "///", "linewidth": 0.6}
+            axes.barh(len(names) - 1, size, 0.62, left=totals[-1], label=label, **look)
+            totals[-1] += size
     for i, total in enumerate(totals):
         axes.text(total + max(totals) * 0.006, i, f"{total:,}", va="center", fontweight="bold")
-    axes.set_yticks(range(len(columns)), names)
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     _mark(axes, report)
-    _bytes_axis(axes, max(totals) * 1.09, len(columns))
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=9, columnspacing=1.2, handlelength=1.2
-    )
+    _bytes_axis(axes, max(totals) * 1.09, len(names))
     said = [f"{name.replace(chr(10), ' ')} {total:,}" for name, total in zip(names, totals)]
     parts = [f"{name} {columns[tables.THIS][name]:,}" for name in order + other if columns[tables.THIS].get(name)]
-    return Plot(figure, f"Bytes of the whole image: {'; '.join(said)}. Sections of this image: {', '.join(parts)}.")
+    return f"Bytes of the whole image: {'; '.join(said)}. Sections of this image: {', '.join(parts)}."
 
 
 FIGURES = {"learning": learning, "roc": roc, "layers": layers, "image": image}
@@ -280,7 +310,7 @@ FIGURES = {"learning": learning, "roc": roc, "layers": layers, "image": image}
 
 def svg(report: Mapping[str, Any]) -> dict[str, str]:
     """Every figure that the report has data for, as SVG elements that can stand together in one HTML page."""
-    with _style():
+    with style():
         drawn = {name: draw(report) for name, draw in FIGURES.items()}
         return {name: _inline(plot, name) for name, plot in drawn.items() if plot}
 
@@ -288,14 +318,14 @@ def svg(report: Mapping[str, Any]) -> dict[str, str]:
 def png(report: Mapping[str, Any]) -> dict[str, bytes]:
     """Every figure that the report has data for, as PNG files."""
     found = {}
-    with _style():
+    with style():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         for name, draw in FIGURES.items():
             plot = draw(report)
             if plot:
                 out, canvas = io.BytesIO(), FigureCanvasAgg(plot.figure)
-                plot.figure.set_dpi(_DPI)
+                plot.figure.set_dpi(DPI)
                 canvas.print_png(out, metadata={"Software": None, "Description": plot.alt})
                 found[name] = out.getvalue()
     return found

@@ -26,9 +26,9 @@ HOLDS = {
     "QUAN": "requantisation: multipliers, shifts, biases",
     "WGHT": "stored kernels",
     KERNELS: "only if they were not generated",
-    "GENR": "generator",
+    "GENR": "generators",
     "HEAD": "heads",
-    "CODE": "codes of the tiles",
+    "CODE": "codes and ids of the kernels",
     "padding": "zeros that align the sections",
 }
 GENERATION = ("GENR", "HEAD", "CODE")  # sections that exist only because kernels are generated
@@ -292,6 +292,7 @@ def generated(report: Mapping[str, Any]) -> Table | None:
     for name, row, kind in figures:
         more = get(row, "costs_more_than_storing") or ()
         cells = [whole(get(row, key)) for key in ("kernel_bytes", "stored_bytes", "codes_bytes", "shared_bytes")]
+        cells.append(text(get(row, "metadata_bytes")))
         cells += [whole(get(row, "stored_at", b)) for b in BITS]
         if get(row, "costs_more_than_storing") is None:
             verdict = NOT_STATED
@@ -304,12 +305,13 @@ def generated(report: Mapping[str, Any]) -> Table | None:
         Column("Bytes for it"),
         Column("Codes", True, True),
         Column("Share", True, True),
+        Column("Metadata", True, True),
         *(Column(f"At {b} bits") for b in BITS),
         Column("Generating it", False),
     )
     note = (
         "Bytes for it: the layer's codes and its share, by weights, of all that exists only because kernels are generated. "
-        "Requantisation is the same either way and in no column."
+        "Metadata: its multipliers and shifts, the same either way and in no other column."
     )
     return Table("Generated kernels beside the same kernels stored", heads, tuple(rows), note, costs_more(report))
 

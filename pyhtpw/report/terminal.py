@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from pyhtpw.report import bill as own
 from pyhtpw.report import tables
 from pyhtpw.report.tables import Table
 
@@ -78,6 +79,9 @@ def print_bill(bill: Mapping[str, Any], console: Console | None = None) -> None:
     else:
         _section(console, "Generated kernels", tables.generated(bill))
         _section(console, "Whole image", tables.whole_image(bill))
+    for table in (own.eq6(bill), own.sram(bill)):
+        if table is not None:
+            _table(console, table)
 
 
 def _line(console: Console, line: str, style: str = "") -> None:

@@ -25,7 +25,7 @@ from pyhtpw.errors import KernelError
 from pyhtpw.target import qemu, toolchain
 from pyhtpw.target.kernels import TargetKernels
 
-FIELDS = ("conv", "depthwise", "conv1x1", "packed", "add", "avgpool", "maxpool")  # struct htpw_backend after its id
+FIELDS = ("conv", "depthwise", "conv1x1", "packed", "add", "avgpool", "maxpool", "conv1x1_s4")  # struct htpw_backend after its id
 
 
 @dataclass(frozen=True)

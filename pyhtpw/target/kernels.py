@@ -20,7 +20,7 @@ from pyhtpw.executor import Executor, Struct, lower, portable_symbol
 if TYPE_CHECKING:
     from pyhtpw.target.emulator import Emulator
 
-_TABLE = ("id", "conv", "depthwise", "conv1x1", "packed", "add", "avgpool", "maxpool")  # struct htpw_backend, words
+_TABLE = ("id", "conv", "depthwise", "conv1x1", "packed", "add", "avgpool", "maxpool", "conv1x1_s4")  # struct htpw_backend, words
 
 
 class Target:

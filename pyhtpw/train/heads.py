@@ -1,10 +1,11 @@
 """Generated kernels in training: from codes, generators and heads to kernels, and back with the kernels' gradients.
 
-One class per head kind knows how rows h of the generator's output become the head's kernels; `Expander` does the rest for a whole
-graph: codes through their integer grid, generators that serve several heads, and the generation order of docs/SPEC.md section 1.
+One class per head kind knows how rows h of the generator's output become the head's kernels; `Expander` does the rest
+for a whole graph: codes through their integer grid, generators that serve several heads, and the generation order of
+docs/SPEC.md section 1.
 
-Codes pass through `code_scale`'s grid; the backward pass takes that rounding as the identity and the scale as a constant
-(straight-through estimator). All other gradients are exact.
+Codes pass through `code_scale`'s grid; the backward pass takes that rounding as the identity and the scale as a
+constant (straight-through estimator). All other gradients are exact.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Matrix:
     def forward(self, h: np.ndarray, params: Arrays) -> np.ndarray:
         """h (rows, d) -> (rows, tile or n)."""
         self._h = h
-        return np.matmul(h, params[f"{self.name}.weight"].T, out=self.work.get(f"{self.name}/w", len(h), self.plan.rows))
+        return np.matmul(
+            h, params[f"{self.name}.weight"].T, out=self.work.get(f"{self.name}/w", len(h), self.plan.rows)
+        )
 
     def backward(self, d: np.ndarray, params: Arrays, grads: Arrays) -> np.ndarray:
         """dL/dout -> dL/dh; writes the gradient of the head's parameters."""
@@ -137,8 +140,8 @@ _KINDS = {"dense": Matrix, "tiled": Matrix, "codebook": Matrix, "factorised": Fa
 class Expander:
     """All generated kernels of a graph.
 
-    ``forward`` keeps what ``backward`` needs. Codes are laid end to end per generator, so that it runs once over all of them, and
-    tiles per head; a kernel's last tile is cut off at its size, and what is cut off has no gradient.
+    ``forward`` keeps what ``backward`` needs. Codes are laid end to end per generator, so that it runs once over all
+    of them, and tiles per head; a kernel's last tile is cut off at its size, and what is cut off has no gradient.
     """
 
     def __init__(self, graph: Graph, work: Workspace) -> None:
@@ -167,7 +170,8 @@ class Expander:
                 start = stop
             self._counts.append(start)
         self._whole = [  # heads that make all rows of their generator, in its order: no copy needed
-            plan.generator is not None and plan.codes == tuple(source for source, _ in self.plan.generators[plan.generator].sources)
+            plan.generator is not None
+            and plan.codes == tuple(source for source, _ in self.plan.generators[plan.generator].sources)
             for plan in self.plan.heads
         ]
 

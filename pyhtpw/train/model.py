@@ -16,7 +16,8 @@ from pyhtpw.train.layers import chain
 from pyhtpw.train.workspace import Workspace
 
 MIN_GAMMA = 1e-3
-"""Least gain of a normalisation or a seeded head: integer kernels cannot absorb a sign, so it must never reach 0 or cross it."""
+"""Least gain of a normalisation or a seeded head: integer kernels cannot absorb a sign, so it must never reach 0 or
+cross it."""
 
 
 def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
@@ -24,8 +25,8 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
     Each array is drawn from its own generator, seeded by ``seed`` and its name, so that adding a node to a graph
     leaves the others' start as it was.  Stored kernels are He-normal.  Codes are standard normal, hence diverse, and
-    a head is then scaled so that the kernels it makes have the He variance of their mean fan-in.  The entries that the tiles of a
-    codebook pick are drawn evenly.
+    a head is then scaled so that the kernels it makes have the He variance of their mean fan-in.  The entries that
+    the tiles of a codebook pick are drawn evenly.
     """
     params: dict[str, np.ndarray] = {}
     kernels = graph.kernel_shapes()
@@ -64,7 +65,8 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _alive(graph: Graph, params: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """The kernels at the start; codes whose whole kernel is 0, since no hidden unit fires, would never learn and are drawn anew."""
+    """The kernels at the start; codes whose whole kernel is 0, since no hidden unit fires, would never learn and are
+    drawn anew."""
     expander = Expander(graph, Workspace(np.float64))
     made = expander.forward(params)
     rng = np.random.default_rng([seed, len(made)])

@@ -97,11 +97,12 @@ class Best:
 class TrainResult:
     """What a run gave.
 
-    ``params`` and ``ema_params`` are the best raw and the best averaged weights, each with the step it was reached at,
-    its validation macro-F1 and the threshold that belongs to it (None with more than two classes).  If the run was
-    stopped before its first validation they are the weights as they stand, and the scores are None.
-    ``curves`` has one dict per validation with the keys `CURVE_COLUMNS`; its loss is the mean since the last one.  ``steps`` counts the updates done, ``stopped`` says whether a stop event cut the run short,
-    ``seconds`` is the wall time of this call.
+    ``params`` and ``ema_params`` are the best raw and the best averaged weights, each with the step it was reached
+    at, its validation macro-F1 and the threshold that belongs to it (None with more than two classes).  If the run
+    was stopped before its first validation they are the weights as they stand, and the scores are None. ``curves``
+    has one dict per validation with the keys `CURVE_COLUMNS`; its loss is the mean since the last one.  ``steps``
+    counts the updates done, ``stopped`` says whether a stop event cut the run short, ``seconds`` is the wall time of
+    this call.
     """
 
     params: dict[str, np.ndarray]
@@ -151,9 +152,16 @@ class _Interrupt:
 class _Run:
     """The state of a run between two steps, and its way to and from the run directory."""
 
-    def __init__(self, graph: Graph, config: TrainConfig, directory: Path, data: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        config: TrainConfig,
+        directory: Path,
+        data: dict[str, Any],
+        start: Mapping[str, np.ndarray] | None,
+    ) -> None:
         self.graph, self.config, self.directory = graph, config, directory
-        self.model = Model(graph, seed=config.seed)
+        self.model = Model(graph, start, seed=config.seed)
         self.ema = Ema(self.model, config.ema)
         self.optimiser = AdamW(self.model, config.weight_decay)
         self.step = 0
@@ -305,11 +313,15 @@ def train(
     config: TrainConfig,
     run_dir: str | Path,
     *,
+    start: Mapping[str, np.ndarray] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> TrainResult:
     """Train ``graph`` and choose checkpoints by validation macro-F1.
+
+    Training begins at the parameters ``start`` (of an earlier run, or fitted to one by `pyhtpw.quant.fit`) instead of
+    fresh ones.
 
     With ``resume`` the run in ``run_dir`` goes on where it was saved; otherwise a new run starts there and replaces
     the files of an older one.  ``progress`` is called after every step with a dict: step (updates done), steps, loss
@@ -318,8 +330,8 @@ def train(
     Setting ``stop`` ends the run after the step in progress: the state is saved and the result has ``stopped``.
     Ctrl-C (or KeyboardInterrupt from ``progress``) saves the same way and then raises KeyboardInterrupt.
 
-    Raises DataError for unusable splits, ConfigError for a config that does not fit the graph, and TrainError for a
-    directory that cannot be written, a checkpoint of another run, and a loss that is not finite.
+    Raises DataError for unusable splits, ConfigError for a config or a start that does not fit the graph, and
+    TrainError for a directory that cannot be written, a checkpoint of another run, and a loss that is not finite.
     """
     began = time.monotonic()
     check_augment(config.augment, graph.input_shape[0])
@@ -330,7 +342,14 @@ def train(
         "val_shape": list(val_split.x.shape),
         "labels_crc32": zlib.crc32(val_labels.tobytes(), zlib.crc32(labels.tobytes())),
     }
-    run = _Run(graph, config, Path(run_dir), data)
+    if start is not None:  # a resumed run must have the same
+        check_params(graph, start)
+        data["start_crc32"] = 0
+        for name in sorted(start):
+            data["start_crc32"] = zlib.crc32(
+                np.ascontiguousarray(start[name], np.float32).tobytes(), data["start_crc32"]
+            )
+    run = _Run(graph, config, Path(run_dir), data, start)
     if resume:
         run.load()
     else:

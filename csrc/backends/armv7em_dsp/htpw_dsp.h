@@ -155,9 +155,9 @@ struct htpw_dsp_job {
     void (*finish)(void);
     int32_t clamps;                   /* 0: the clamp is all of int8; 1: its upper limit is 127; 2: neither */
     uint32_t low, high;               /* clamp limits, in each byte */
-    size_t pitch;                     /* row-major: bytes of a row of weights */
-    uint32_t steps;                   /* one row, row-major: groups of four columns; wide: of two */
-    uint32_t back;                    /* row-major: bytes to take twice for the last group of columns; 0: all fit */
+    size_t pitch;                     /* row-major, 4-bit: bytes of a row of weights */
+    uint32_t steps;                   /* one row, row-major: groups of four columns; wide: of two; 4-bit: of eight */
+    uint32_t back;                    /* row-major, 4-bit: bytes to take twice for the last columns; 0: all fit */
     int32_t *sum;
     uint32_t unused;                  /* an even number of words, for the copy */
 };
@@ -168,6 +168,9 @@ void htpw_dsp_packed2(const struct htpw_dsp_job *job);
 void htpw_dsp_packed1(const struct htpw_dsp_job *job);
 void htpw_dsp_wide2(const struct htpw_dsp_job *job);
 void htpw_dsp_wide1(const struct htpw_dsp_job *job);
+void htpw_dsp_s4_2(const struct htpw_dsp_job *job); /* packed 4-bit weights, at most HTPW_DSP_S4_COLUMNS of them in a row; */
+void htpw_dsp_s4_1(const struct htpw_dsp_job *job); /* x not doubled, per eight columns the words a04 b04 a15 b15 .. or a04 .. */
+#define HTPW_DSP_S4_COLUMNS 256
 
 void htpw_dsp_store2(void);
 void htpw_dsp_store1(void);
@@ -203,6 +206,7 @@ struct htpw_dsp_line {
 
 void htpw_dsp_line(struct htpw_dsp_line *line);
 
+int htpw_dsp_synth_run(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step);
 void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
                            const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);

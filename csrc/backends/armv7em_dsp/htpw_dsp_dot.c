@@ -1,64 +1,15 @@
 /* htpw_dsp_dot.c - matrix products of the Armv7E-M backend, in assembly; htpw_dsp.h says what a job is.
  *
  * A core such as the M4 has 14 registers: eight sums, two words of x, two of weights and two pointers are all of them. The
- * rest of a job is on the stack, at the offsets below. Compilers spill inside these loops.
+ * rest of a job is on the stack. Compilers spill inside these loops.
  *
  * Every routine makes the doubled sums of four outputs of two rows (r4-r7 row a, r8-r11 row b) or of one row (r4-r7) and
  * jumps to the job's `finish`, which stores them or requantises them and comes back for the next four outputs.
  * Loads are LDRD and LDM where the address is a multiple of 4 (scratch and cache), LDR where it may be any.
  */
-#include "htpw_dsp.h"
+#include "htpw_dsp_asm.h"
 
 #ifdef HTPW_HAS_ARMV7EM_DSP
-
-/* Offsets of struct htpw_dsp_job, which is copied to sp, and what lies behind it. */
-#define HTPW_X "[sp]" /* and w */
-#define HTPW_W "[sp, #4]"
-#define HTPW_X_MIDDLE "[sp, #8]"
-#define HTPW_X_END "[sp, #12]"
-#define HTPW_BIAS "[sp, #16]"
-#define HTPW_SCALE "[sp, #20]" /* and 24 */
-#define HTPW_SCALE_2 "[sp, #28]"
-#define HTPW_Y "[sp, #32]" /* and its end */
-#define HTPW_Y_END "[sp, #36]"
-#define HTPW_Y_PITCH "[sp, #40]"
-#define HTPW_FINISH "[sp, #44]"
-#define HTPW_CLAMPS "[sp, #48]"
-#define HTPW_LOW "[sp, #52]" /* and high */
-#define HTPW_HIGH "[sp, #56]"
-#define HTPW_PITCH "[sp, #60]" /* and steps */
-#define HTPW_STEPS "[sp, #64]"
-#define HTPW_BACK "[sp, #68]"
-#define HTPW_SUM "[sp, #72]"
-#define HTPW_AGAIN "[sp, #80]"
-#define HTPW_SPARE_A "[sp, #88]"
-#define HTPW_SPARE_B "[sp, #96]"
-
-typedef char htpw_dsp_job_is_80_bytes[sizeof(struct htpw_dsp_job) == 80 ? 1 : -1];
-
-/* Aligned, because ADR counts from a multiple of 4. */
-#define HTPW_NAKED(declaration, code)                                                                                  \
-    __attribute__((naked, noinline, aligned(4))) void declaration { __asm__ volatile(".syntax unified\n" code); }
-
-/* The job goes to the stack; `setup` runs once; label 9 is where each group of four outputs begins. */
-#define HTPW_ROUTINE(name, code) HTPW_ROUTINE_AFTER("", name, code)
-#define HTPW_ROUTINE_AFTER(setup, name, code)                                                                          \
-    HTPW_NAKED(name(const struct htpw_dsp_job *job __attribute__((unused))),                                           \
-               "push {r4-r11, lr}\n"                                                                                   \
-               "sub sp, sp, #108\n" /* an odd number of words, as were pushed: sp stays a multiple of 8 */             \
-               "mov r12, sp\n"                                                                                         \
-               "ldm r0!, {r2-r11}\n"                                                                                   \
-               "stm r12!, {r2-r11}\n"                                                                                  \
-               "ldm r0, {r2-r11}\n"                                                                                    \
-               "stm r12, {r2-r11}\n"                                                                                   \
-               "adr.w r0, 9f\n"                                                                                        \
-               "orr r0, r0, #1\n" /* Thumb */                                                                          \
-               "str r0, " HTPW_AGAIN "\n" setup                                                                        \
-               "9:\n" code "ldr pc, " HTPW_FINISH "\n")
-
-#define HTPW_LEAVE                                                                                                     \
-    "add sp, sp, #108\n"                                                                                               \
-    "pop {r4-r11, pc}\n"
 
 /* Sums of four outputs start from the doubled biases, which the job's pointer then leaves behind; r2 is lost. */
 #define HTPW_START4                                                                                                    \
@@ -169,17 +120,6 @@ HTPW_ROUTINE(htpw_dsp_packed2, HTPW_START8
     "sxtb16 r3, r2, ror #8\n"                                                                                          \
     "smlad r" #a1 ", r3, r" #x2 ", r" #a1 "\n"                                                                         \
     "smlad r" #b1 ", r3, r" #x3 ", r" #b1 "\n"
-
-/* Runs `step` lr >= 1 times: an odd one first, then two at a time. */
-#define HTPW_TWICE(step)                                                                                               \
-    "lsrs lr, lr, #1\n" /* carry: an odd number of steps */                                                            \
-    "bcc 1f\n" step                                                                                                    \
-    "cmp lr, #0\n"                                                                                                     \
-    "beq 2f\n"                                                                                                         \
-    "1:\n" step step                                                                                                   \
-    "subs lr, lr, #1\n"                                                                                                \
-    "bne 1b\n"                                                                                                         \
-    "2:\n"
 
 /* The last columns of rows that are no multiple of four long: `back` bytes of weights are loaded once more and meet zeros. */
 #define HTPW_ROWS2_ALL(step)                                                                                           \

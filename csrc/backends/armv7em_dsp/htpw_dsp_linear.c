@@ -91,6 +91,37 @@ HTPW_DSP_INLINE void htpw_dsp_widen(const int rows, const enum htpw_dsp_weights 
     }
 }
 
+/* Eight columns of one row for 4-bit weights: columns k and k + 4 in word k, words `rows` apart. */
+HTPW_DSP_INLINE void htpw_dsp_widen8(const int rows, const int8_t *x, uint32_t offset, uint32_t *to) {
+    const uint32_t a = htpw_dsp_load(x), b = htpw_dsp_load(x + 4);
+    const uint32_t even_a = htpw_sxtab16(offset, a), odd_a = htpw_sxtab16_ror8(offset, a);
+    const uint32_t even_b = htpw_sxtab16(offset, b), odd_b = htpw_sxtab16_ror8(offset, b);
+    to[0] = htpw_pkhbt(even_a, even_b);
+    to[rows] = htpw_pkhbt(odd_a, odd_b);
+    to[2 * rows] = htpw_pkhtb(even_a, even_b);
+    to[3 * rows] = htpw_pkhtb(odd_a, odd_b);
+}
+
+/* As htpw_dsp_widen for 4-bit weights. The last columns stand behind what fills up eight, as those of row-major weights do. */
+HTPW_DSP_INLINE void htpw_dsp_widen_s4(const int rows, int32_t n, int32_t in_offset, const int8_t *x, size_t pitch,
+                                       uint32_t *to) {
+    const uint32_t offset = (uint16_t)in_offset * UINT32_C(0x10001);
+    int32_t left = n;
+    for (; left >= 8; left -= 8, x += 8, to += 4 * rows) {
+        htpw_dsp_widen8(rows, x, offset, to);
+        if (rows == 2) {
+            htpw_dsp_widen8(rows, x + pitch, offset, to + 1);
+        }
+    }
+    for (int32_t row = 0; left > 0 && row < rows; row++) {
+        int8_t last[8];
+        for (int32_t i = 0; i < 8; i++) {
+            last[i] = i < 8 - left ? (int8_t)-in_offset : x[(size_t)row * pitch + (size_t)(i - 8 + left)];
+        }
+        htpw_dsp_widen8(rows, last, offset, to + row);
+    }
+}
+
 /* A matrix product: what stays the same for all its rows. */
 struct htpw_dsp_product {
     struct htpw_dsp_output out;
@@ -141,8 +172,14 @@ static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_wei
     job->unused = 0;
 }
 
-static void htpw_dsp_run(const struct htpw_dsp_job *job, enum htpw_dsp_weights kind, int32_t rows) {
-    if (kind == HTPW_DSP_ROWS) {
+/* 4-bit weights are row-major ones with routines of their own. That is a constant of the functions below, not a kind, so that
+ * others do not pay for asking. */
+
+HTPW_DSP_INLINE void htpw_dsp_run(const int is_s4, const struct htpw_dsp_job *job, enum htpw_dsp_weights kind,
+                                  int32_t rows) {
+    if (is_s4) {
+        (rows == 2 ? htpw_dsp_s4_2 : htpw_dsp_s4_1)(job);
+    } else if (kind == HTPW_DSP_ROWS) {
         (rows == 2 ? htpw_dsp_rows2 : htpw_dsp_rows1)(job);
     } else if (kind == HTPW_DSP_PACKED) {
         (rows == 2 ? htpw_dsp_packed2 : htpw_dsp_packed1)(job);
@@ -152,7 +189,8 @@ static void htpw_dsp_run(const struct htpw_dsp_job *job, enum htpw_dsp_weights k
 }
 
 /* Outputs o .. o + count - 1, at most four, of one or two rows, by way of their sums. */
-static void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+HTPW_DSP_INLINE void htpw_dsp_slowly_as(const int is_s4, const struct htpw_dsp_product *p, int32_t rows, int32_t o,
+                                        int32_t count, int8_t *y) {
     int32_t sum[8], bias[4] = {0, 0, 0, 0};
     struct htpw_dsp_job job = p->job;
     job.w += (size_t)o * (p->kind == HTPW_DSP_ROWS ? job.pitch : 4u * job.steps);
@@ -162,7 +200,7 @@ static void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int3
     job.bias = bias; /* four of them, also where the layer has fewer left */
     job.sum = sum;
     job.finish = rows == 2 ? htpw_dsp_store2 : htpw_dsp_store1;
-    htpw_dsp_run(&job, p->kind, rows);
+    htpw_dsp_run(is_s4, &job, p->kind, rows);
     for (int32_t row = 0; row < rows; row++, y += p->out_c) {
         for (int32_t j = 0; j < count; j++) {
             y[o + j] = htpw_dsp_output_any(p->out.q, o + j, sum[4 * row + j]);
@@ -170,8 +208,18 @@ static void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int3
     }
 }
 
+static void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+    htpw_dsp_slowly_as(0, p, rows, o, count, y);
+}
+
+static void htpw_dsp_slowly_s4(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+    htpw_dsp_slowly_as(1, p, rows, o, count, y);
+}
+
 /* All outputs of one or two widened rows. y: the first row's. Row-major weights: in_c >= 4 and out_c >= 4. */
-static void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
+HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
+    void (*const slowly)(const struct htpw_dsp_product *, int32_t, int32_t, int32_t, int8_t *) =
+        is_s4 ? htpw_dsp_slowly_s4 : htpw_dsp_slowly;
     int32_t o = 0;
     if (p->out.is_quick && p->out_c >= 4) {
         o = p->out_c & ~3;
@@ -179,20 +227,22 @@ static void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
         p->job.y_end = y + o;
         p->job.finish = p->out.q->per_channel ? (rows == 2 ? htpw_dsp_channels2 : htpw_dsp_channels1)
                         : rows == 2           ? htpw_dsp_tensor2
-                        : p->kind == HTPW_DSP_ROWS ? NULL
-                                                   : htpw_dsp_tensor1;
-        htpw_dsp_run(&p->job, p->kind, rows);
+                        : p->kind == HTPW_DSP_ROWS && !is_s4 ? NULL
+                                                             : htpw_dsp_tensor1;
+        htpw_dsp_run(is_s4, &p->job, p->kind, rows);
     }
     for (; o < p->out_c; o += 4) {
         if (o + 4 <= p->out_c) {
-            htpw_dsp_slowly(p, rows, o, 4, y);
+            slowly(p, rows, o, 4, y);
         } else if (p->kind == HTPW_DSP_ROWS) {
-            htpw_dsp_slowly(p, rows, p->out_c - 4, 4, y); /* some are made a second time, to the same values */
+            slowly(p, rows, p->out_c - 4, 4, y); /* some are made a second time, to the same values */
         } else {
-            htpw_dsp_slowly(p, rows, o, p->out_c - o, y);
+            slowly(p, rows, o, p->out_c - o, y);
         }
     }
 }
+
+static void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) { htpw_dsp_rows_as(0, p, rows, y); }
 
 /* Widens one or two rows of the product; x, pitch and step as in htpw_dsp_widen. Only conv has a step that is not 4. */
 static void htpw_dsp_widen_rows(const struct htpw_dsp_product *p, int32_t rows, const int8_t *x, size_t pitch,
@@ -243,6 +293,30 @@ static void htpw_packed_wide_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, c
                                     int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias,
                                     void *scratch, int8_t *y) {
     htpw_dsp_matrix(HTPW_DSP_WIDE, rows, in_c, out_c, q, in_offset, x, (const int8_t *)packed, bias, scratch, y);
+}
+
+/* Rows of weights must begin with a byte and have a word. */
+static void htpw_conv1x1_s4_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
+                                int32_t in_offset, const int8_t *x, const uint8_t *w, const int32_t *bias,
+                                void *scratch, int8_t *y) {
+    struct htpw_dsp_product p;
+    if (in_c % 2 != 0 || in_c < 8 || in_c > HTPW_DSP_S4_COLUMNS || out_c < 4) {
+        htpw_conv1x1_s4_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
+        return;
+    }
+    htpw_dsp_product_start(&p, HTPW_DSP_ROWS, in_c, out_c, q, in_offset, (const int8_t *)w, bias, scratch);
+    p.job.steps = (uint32_t)in_c / 8u;
+    p.job.pitch = (uint32_t)in_c / 2u;
+    p.job.back = in_c % 8 != 0 ? 4u - (uint32_t)in_c % 8u / 2u : 0u;
+    for (int32_t n; rows > 0; rows -= n, x += n * in_c, y += n * out_c) {
+        n = rows >= 2 ? 2 : 1;
+        if (n == 2) {
+            htpw_dsp_widen_s4(2, in_c, in_offset, x, (size_t)in_c, p.x);
+        } else {
+            htpw_dsp_widen_s4(1, in_c, in_offset, x, (size_t)in_c, p.x);
+        }
+        htpw_dsp_rows_as(1, &p, n, y);
+    }
 }
 
 /* Convolution: each output cell is a row of the matrix product, whose x is the cell's window. */
@@ -308,10 +382,14 @@ static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requ
 
 const struct htpw_backend htpw_backend_armv7em_dsp = {
     HTPW_BACKEND_ARMV7EM_DSP, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
-    htpw_packed_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp};
+    htpw_packed_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
+    htpw_conv1x1_s4_dsp,
+    NULL /* the wide one synthesises for both */};
 
 const struct htpw_backend htpw_backend_armv7em_dsp_wide = {
     HTPW_BACKEND_ARMV7EM_DSP_WIDE, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
-    htpw_packed_wide_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp};
+    htpw_packed_wide_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
+    htpw_conv1x1_s4_dsp,
+    htpw_dsp_synth_run};
 
 #endif

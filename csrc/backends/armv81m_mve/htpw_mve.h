@@ -78,6 +78,9 @@ void htpw_mve_packed(int32_t rows, int32_t in_c, int32_t out_c, const struct htp
                      const int8_t *x, const void *packed, const int32_t *bias, void *scratch, int8_t *y);
 void htpw_mve_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
 void htpw_mve_avgpool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
+int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step);
+void htpw_mve_put_rows(uint32_t in_c, uint32_t count, const int8_t *w, int8_t *packed);
+void htpw_mve_row_sums(uint32_t blocks, uint32_t steps, const int8_t *w, int32_t *sums);
 void htpw_mve_maxpool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
 
 #endif

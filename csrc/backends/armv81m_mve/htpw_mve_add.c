@@ -40,6 +40,8 @@ void htpw_mve_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, c
 
 const struct htpw_backend htpw_backend_armv81m_mve = {
     HTPW_BACKEND_ARMV81M_MVE, htpw_mve_conv, htpw_mve_depthwise, htpw_mve_conv1x1, htpw_mve_packed,
-    htpw_mve_add,             htpw_mve_avgpool, htpw_mve_maxpool};
+    htpw_mve_add,             htpw_mve_avgpool, htpw_mve_maxpool,
+    htpw_conv1x1_s4_plain,
+    htpw_mve_synth};
 
 #endif

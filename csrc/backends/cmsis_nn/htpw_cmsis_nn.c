@@ -162,7 +162,9 @@ static void htpw_cmsis_maxpool(const struct htpw_window *g, int32_t act_min, int
 /* arm_avgpool_s8 wants a buffer on some cores; the portable pool needs none and gives the same bytes. */
 const struct htpw_backend htpw_backend_cmsis_nn = {
     HTPW_BACKEND_CMSIS_NN, htpw_cmsis_conv, htpw_cmsis_depthwise, htpw_cmsis_conv1x1,
-    htpw_cmsis_packed,     htpw_cmsis_add,  htpw_avgpool_s8_ref,  htpw_cmsis_maxpool};
+    htpw_cmsis_packed,     htpw_cmsis_add,  htpw_avgpool_s8_ref,  htpw_cmsis_maxpool,
+    htpw_conv1x1_s4_plain,
+    NULL};
 
 #else
 typedef int htpw_cmsis_nn_is_off; /* ISO C wants a declaration in every file */

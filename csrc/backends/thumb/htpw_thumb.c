@@ -173,7 +173,9 @@ static void htpw_thumb_depthwise(const struct htpw_window *g, const struct htpw_
 
 const struct htpw_backend htpw_backend_thumb = {
     HTPW_BACKEND_THUMB, htpw_thumb_conv, htpw_thumb_depthwise, htpw_thumb_conv1x1,
-    htpw_thumb_packed,  htpw_add_s8_ref, htpw_avgpool_s8_ref,  htpw_maxpool_s8_ref};
+    htpw_thumb_packed,  htpw_add_s8_ref, htpw_avgpool_s8_ref,  htpw_maxpool_s8_ref,
+    htpw_conv1x1_s4_plain,
+    NULL};
 
 #else
 typedef int htpw_thumb_is_off; /* ISO C wants a declaration in every file */

@@ -204,7 +204,8 @@ static void htpw_conv_s8_amx(const struct htpw_window *g, const struct htpw_requ
 
 const struct htpw_backend htpw_backend_x86_amx = {
     HTPW_BACKEND_X86_AMX, htpw_conv_s8_amx, htpw_depthwise_s8_vnni, htpw_conv1x1_s8_amx,
-    htpw_packed_s8_amx,   htpw_add_s8_vnni, htpw_avgpool_s8_vnni,   htpw_maxpool_s8_vnni};
+    htpw_packed_s8_amx,   htpw_add_s8_vnni, htpw_avgpool_s8_vnni,   htpw_maxpool_s8_vnni,
+    htpw_conv1x1_s4_plain, NULL};
 
 #else
 

@@ -336,7 +336,9 @@ static HTPW_AVX2 void htpw_conv_s8_avx2(const struct htpw_window *g, const struc
 
 const struct htpw_backend htpw_backend_x86_avx2 = {
     HTPW_BACKEND_X86_AVX2, htpw_conv_s8_avx2, htpw_depthwise_s8_avx2, htpw_conv1x1_s8_avx2,
-    htpw_packed_s8_avx2,   htpw_add_s8_avx2,  htpw_avgpool_s8_avx2,   htpw_maxpool_s8_avx2};
+    htpw_packed_s8_avx2,   htpw_add_s8_avx2,  htpw_avgpool_s8_avx2,   htpw_maxpool_s8_avx2,
+    htpw_conv1x1_s4_plain,
+    NULL};
 
 #else
 

@@ -357,7 +357,9 @@ static HTPW_VNNI void htpw_conv_s8_vnni(const struct htpw_window *g, const struc
 
 const struct htpw_backend htpw_backend_x86_avx512vnni = {
     HTPW_BACKEND_X86_AVX512VNNI, htpw_conv_s8_vnni, htpw_depthwise_s8_vnni, htpw_conv1x1_s8_vnni,
-    htpw_packed_s8_vnni,         htpw_add_s8_vnni,  htpw_avgpool_s8_vnni,   htpw_maxpool_s8_vnni};
+    htpw_packed_s8_vnni,         htpw_add_s8_vnni,  htpw_avgpool_s8_vnni,   htpw_maxpool_s8_vnni,
+    htpw_conv1x1_s4_plain,
+    NULL};
 
 #else
 
