@@ -82,7 +82,9 @@ def write_all(folder: Path = FOLDER) -> None:
         for i, (name, data) in enumerate(seeds.items()):
             control = bytes((i, 0, 0, 9 * i % 64, i % 2, 3 * i, i, 0))
             (folder / target / name).write_bytes(control + data)
-    (folder / "base.h").write_text(header(base()))
+    text = header(base())
+    if not (folder / "base.h").exists() or (folder / "base.h").read_text() != text:  # objects are made again if it is younger
+        (folder / "base.h").write_text(text)
 
 
 def main() -> int:

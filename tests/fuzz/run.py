@@ -100,8 +100,7 @@ def build(target: str, jobs: int) -> Path:
     """The program of a target; for the reader the shared library with the repairs."""
     import make_seeds
 
-    if not (SEEDS / "base.h").exists() or (SEEDS / "base.h").read_text() != make_seeds.header(make_seeds.base()):
-        make_seeds.write_all(SEEDS)
+    make_seeds.write_all(SEEDS)
     is_library = target == "reader"
     flags, folder = (LIBRARY_FLAGS, BUILD / "obj-library") if is_library else (FLAGS, BUILD / "obj")
     folder.mkdir(parents=True, exist_ok=True)
