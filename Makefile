@@ -3,15 +3,18 @@
 # make test    the suite that CI runs
 # make test-sanitize  the C tests under ASan and UBSan
 # make test-all  the full matrix (compilers, optimisation levels, sanitizers, emulated CPUs) -> results/test-all.json
+# make fuzz   libFuzzer targets for image, code packs and the Python readers, FUZZ_SECONDS each; findings stay in build/fuzz/crashes
+# make coverage  lines and branches of csrc/ that the C tests reach -> results/coverage.json
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 DATA    ?= synthetic-ecg
 OUT     ?= out/demo
 SEED    ?= 0
+FUZZ_SECONDS ?= 600
 C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/backends/*/*.[ch])
 
-.PHONY: setup demo test test-all test-sanitize clean
+.PHONY: setup demo test test-all test-sanitize fuzz coverage clean
 
 setup: $(VENV)/.built
 
@@ -35,6 +38,12 @@ test-all: setup
 
 test-sanitize: setup
 	@$(PYTHON) tests/full_matrix.py --only ASan
+
+fuzz: setup
+	@$(PYTHON) tests/fuzz/run.py --seconds $(FUZZ_SECONDS) $(FUZZ_FLAGS)
+
+coverage: setup
+	@$(PYTHON) tests/csrc_coverage.py --json results/coverage.json
 
 clean:
 	rm -rf build out $(VENV) *.egg-info pyhtpw/*.so pyhtpw/_htpw.c

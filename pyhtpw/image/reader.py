@@ -178,11 +178,9 @@ def _sections(data: bytes) -> dict[str, tuple[int, int]]:
 
 
 def _info(data: bytes) -> Info | None:
-    if not data:
+    if len(data) < 16:  # none, or what a device, which looks at nothing but its checksum, runs without all the same
         return None
-    if len(data) < 16:
-        raise ImageError(f"INFO: {len(data)} bytes are too few")
-    text = data[16:].decode(errors="replace").split("\n")  # a device looks at nothing but the checksum of INFO
+    text = data[16:].decode(errors="replace").split("\n")
     return Info(*struct.unpack_from("<4f", data), text[0], tuple(text[1:]))
 
 

@@ -70,4 +70,7 @@ uint64_t fuzz_cost(const struct htpw_model *model);
 /* For the Python fuzzer: split, repair and join of `size` bytes in place. Bytes of the result; `size`, unchanged, if it cannot be. */
 size_t fuzz_image_mend(uint8_t *image, size_t size, size_t max, uint32_t seed);
 
+/* Also for the Python fuzzer: fuzz_cost of an image, UINT64_MAX if it is not valid. `image` is 4-byte aligned. */
+uint64_t fuzz_image_cost(const uint8_t *image, size_t size);
+
 #endif

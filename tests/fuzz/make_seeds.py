@@ -2,7 +2,7 @@
 
     python tests/fuzz/make_seeds.py [folder]
 
-`<folder>/image` and `<folder>/reader` hold images, `<folder>/codes` packs, each behind the control bytes that tests/fuzz/fuzz.h tells
+`<folder>/image` holds images, `<folder>/codes` packs, `<folder>/reader` both, each behind the control bytes that tests/fuzz/fuzz.h tells
 of; `<folder>/base.h` the image that fuzz_codes is compiled with. The folder is build/fuzz/seeds if none is given.
 """
 
@@ -77,12 +77,14 @@ def header(image: bytes) -> str:
 
 def write_all(folder: Path = FOLDER) -> None:
     """Writes every seed."""
-    for target, seeds in (("image", images()), ("reader", images()), ("codes", packs(base()))):
+    for target, seeds in (("image", images()), ("reader", images() | packs(base())), ("codes", packs(base()))):
         (folder / target).mkdir(parents=True, exist_ok=True)
         for i, (name, data) in enumerate(seeds.items()):
             control = bytes((i, 0, 0, 9 * i % 64, i % 2, 3 * i, i, 0))
             (folder / target / name).write_bytes(control + data)
-    (folder / "base.h").write_text(header(base()))
+    text = header(base())
+    if not (folder / "base.h").exists() or (folder / "base.h").read_text() != text:  # objects are made again if it is younger
+        (folder / "base.h").write_text(text)
 
 
 def main() -> int:

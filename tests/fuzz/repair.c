@@ -329,3 +329,8 @@ uint64_t fuzz_cost(const struct htpw_model *model) {
     }
     return cost;
 }
+
+uint64_t fuzz_image_cost(const uint8_t *image, size_t size) {
+    struct htpw_model model;
+    return htpw_model_open(&model, image, size) == HTPW_OK ? fuzz_cost(&model) : UINT64_MAX;
+}
