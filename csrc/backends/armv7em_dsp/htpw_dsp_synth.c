@@ -181,10 +181,11 @@ HTPW_HEAD(htpw_dsp_synth_head_16, 16) /* the cache layout of int8 */
 /* The fast path is exact for this layer, whose x is scaled by 2^scale; see the top of the file. */
 static int htpw_dsp_synth_fits(const struct htpw_synth_layer *layer, int32_t scale, int is_head) {
     const uint32_t x_max = scale == HTPW_DSP_CODE_SCALE ? 128u : 127u;
-    const uint32_t most = (uint32_t)layer->cols * x_max * 128u + layer->bias_max; /* |v| and so |h| */
+    const uint32_t most = (uint32_t)layer->cols * x_max * 128u + layer->bias_max; /* |v| */
     const int32_t right = -layer->shift;
+    const uint32_t scaled = (uint32_t)((uint64_t)most * (uint32_t)layer->multiplier >> 31) + 1u; /* |h| */
     if (!layer->is_packed || layer->cols > HTPW_DSP_COLS || right < 2 || most >= UINT32_C(1) << (30 - scale) ||
-        (most >> right) >= 32000u) {
+        (scaled >> right) >= 32000u) {
         return 0;
     }
     return is_head ? layer->biases == NULL && layer->multiplier >= (INT32_C(1) << 30) && layer->act_min >= -127 &&
