@@ -2,6 +2,7 @@
  * inference runs, over several tiles at a time. Weights and biases of the generator and of the head are unpacked once per
  * kernel into scratch, small ones into the layout of the backend.
  */
+#include "backends/armv81m_mve/htpw_mve.h"
 #include "htpw_internal.h"
 
 /* Reads one layer of the generator or a head; returns its bytes, 0 if the section is too short. */
@@ -187,7 +188,9 @@ static void htpw_layer_pack(const struct htpw_generator_layer *layer, const stru
             htpw_layout_put(layout, layer->cols, done, n, some, packed);
         }
     }
+#ifndef HTPW_HAS_ARMV81M_MVE /* Helium multiplies row sums by the input offset, which synthesis has not */
     htpw_layout_finish(layout, layer->rows, layer->cols, packed);
+#endif
 }
 
 static void htpw_layer_unpack(const struct htpw_generator_layer *layer, const struct htpw_layout *layout,
@@ -372,6 +375,8 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
     (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, scratch, &s);
     backend = htpw_backend_get(with);
     const uint32_t rows = (uint32_t)s.job.layer[s.job.layers - 1u].rows, all = (op->weight_count + rows - 1u) / rows;
+    const uint32_t span = htpw_layout_bytes(layout, op->out.c, op->products), buffer = s.tiles * s.pitch;
+    s.job.span = span > buffer ? span : buffer; /* of the cache or of s.weights */
     s.job.codes = op->codes;
     s.job.codes_end = op->codes + htpw_bits_bytes(all * model->dz, model->code_bits);
     htpw_layout_clear(layout, op->out.c, op->products, kernel);
