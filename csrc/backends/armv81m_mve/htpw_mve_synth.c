@@ -464,10 +464,11 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
 
 /* Rows of at most 16 columns, of which the last may end early, to one vector each, for htpw_layout_put. */
 void htpw_mve_put_rows(uint32_t in_c, uint32_t count, const int8_t *w, int8_t *packed) {
-    for (int32_t left = (int32_t)count; left > 0; left -= (int32_t)in_c, w += in_c, packed += 16) {
-        const uint32_t n = left < (int32_t)in_c ? (uint32_t)left : in_c;
-        vstrbq_p_s8(packed, vldrbq_z_s8(w, vctp8q(n)), vctp8q(n));
+    const mve_pred16_t whole = vctp8q(in_c);
+    for (; count >= in_c; count -= in_c, w += in_c, packed += 16) {
+        vstrbq_s8(packed, vldrbq_z_s8(w, whole)); /* and zeros behind */
     }
+    vstrbq_p_s8(packed, vldrbq_z_s8(w, vctp8q(count)), vctp8q(count));
 }
 
 /* Row sums of packed int8 weights, block after block, for htpw_layout_finish. */
