@@ -1,4 +1,5 @@
 /* The mapping between row-major kernels and the layouts that backends cache them in: one formula for all backends. */
+#include "backends/armv7em_dsp/htpw_dsp.h"
 #include "backends/armv81m_mve/htpw_mve.h"
 #include "backends/htpw_backend.h"
 
@@ -81,6 +82,12 @@ void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t f
     const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
     uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
     uint32_t left_of_block = ob - o % ob; /* rows, this one included */
+#ifdef HTPW_HAS_ARMV7EM_DSP
+    if (layout->bytes == 2 && ob == 4 && ib == 2 && i == 0 && in_c % 4u == 0 && count % in_c == 0) {
+        htpw_dsp_put_rows(o, in_c, count / in_c, w, packed);
+        return;
+    }
+#endif
 #ifdef HTPW_HAS_ARMV81M_MVE
     if (ob == 4 && ib == 16 && steps == 1 && i == 0) { /* whole rows of one vector each */
         htpw_mve_put_rows(in_c, count, w, (int8_t *)packed + row);

@@ -2,6 +2,7 @@
  * over several tiles at a time. Matrices are unpacked once per kernel into scratch, small ones into the layout of the
  * backend; of large ones a few rows at a time.
  */
+#include "backends/armv81m_mve/htpw_mve.h"
 #include "htpw_internal.h"
 
 #define HTPW_SYNTH_BATCH 512u   /* weights that pass through scratch at one time, unless one tile is larger */
@@ -88,7 +89,9 @@ static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layou
         htpw_stream_read(&stream, n, some);
         htpw_layout_put(layout, m->cols, done, n, some, packed);
     }
+#ifndef HTPW_HAS_ARMV81M_MVE /* Helium multiplies row sums by the input offset, which synthesis has not */
     htpw_layout_finish(layout, m->rows, m->cols, packed);
+#endif
 }
 
 static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
@@ -408,7 +411,6 @@ static void htpw_synth_tiles(const struct htpw_backend *backend, const struct ht
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
         if (!htpw_synth_through(backend, s, tile, tiles, to)) {
             htpw_synth_plainly(backend, op, s, tile, tiles, to);
-            s->job.state = 0; /* its vectors lie where the backend keeps what it has prepared */
         }
     }
 }
@@ -444,9 +446,10 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
         htpw_synth_stored(op, &to);
     } else {
         const int with = htpw_backend_synthesis(backend->id);
-        const uint32_t wanted = op->head * 2u + op->is_narrow;
-        if (s->made_for != wanted) {
+        const uint32_t wanted = op->head * 2u + op->is_narrow, span = htpw_kernel_bytes(htpw_backend_rule(backend->id), op);
+        if (s->made_for != wanted || span > s->job.span) { /* what a backend prepares may depend on the span */
             (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, s);
+            s->job.span = span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
             s->made_for = wanted;
         }
         if (s->job.layers != 0) {

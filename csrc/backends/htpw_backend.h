@@ -48,6 +48,7 @@ struct htpw_synth_job {
     uint32_t layers;
     const uint8_t *codes, *codes_end; /* signed fields of code_bits, dz per tile */
     uint32_t code_bits, dz;
+    uint32_t span;                    /* bytes among which all y of a call lie */
     int state;                        /* of the backend; 0 in front of the first call */
     void *scratch;                    /* of the backend, kept between calls; 16-byte aligned, the rule's synth_bytes */
 };
@@ -74,9 +75,9 @@ struct htpw_backend {
                        const int8_t *x, const uint8_t *w, const int32_t *bias, void *scratch, int8_t *y);
     /* Makes the tiles first .. first + tiles - 1, at most HTPW_SYNTH_TILES_MAX. Weights k*g .. k*g + g - 1 of tile t go to
      * y[t] + k * step, g being the rule's in_block if that is a multiple of 4, else 4; step is g or what is between such
-     * groups in a cache layout. The last group is filled up: y must have room. y itself has room for a
-     * multiple of 4 addresses, and may be changed. Returns 0, with nothing done, for jobs that it cannot do exactly or no better than `packed`;
-     * that depends on job and step alone. NULL: there is nothing better than `packed`. */
+     * groups in a cache layout, y and step multiples of 4. The last group is filled up: y must have room. y itself has room for
+     * HTPW_SYNTH_TILES_MAX addresses, and may be changed, as may packed weights. Returns 0, with nothing done, for jobs that it
+     * cannot do exactly; that depends on job and step alone. NULL: there is nothing better than `packed`. */
     int (*synth)(struct htpw_synth_job *job, uint32_t first, uint32_t tiles, int8_t **y, uint32_t step);
 };
 

@@ -206,6 +206,7 @@ struct htpw_dsp_line {
 
 void htpw_dsp_line(struct htpw_dsp_line *line);
 
+void htpw_dsp_put_rows(uint32_t o, uint32_t in_c, uint32_t rows, const int8_t *w, void *packed);
 int htpw_dsp_synth_run(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step);
 void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
                            const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);

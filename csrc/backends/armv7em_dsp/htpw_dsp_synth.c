@@ -268,6 +268,18 @@ static void htpw_dsp_synth_codes(const struct htpw_synth_job *job, uint32_t tile
     }
 }
 
+/* Whole rows from row o on, of a multiple of 4 columns, into the layout of int16, four at a time, for htpw_layout_put. */
+void htpw_dsp_put_rows(uint32_t o, uint32_t in_c, uint32_t rows, const int8_t *w, void *packed) {
+    for (; rows > 0; rows--, o++) {
+        int8_t *to = (int8_t *)packed + 8u * in_c * (o / 4u) + 4u * (o % 4u);
+        for (const int8_t *const end = w + in_c; w != end; w += 4, to += 32) {
+            const uint32_t four = htpw_dsp_load(w), even = htpw_sxtb16(four), odd = htpw_sxtb16_ror8(four);
+            htpw_dsp_store(to, htpw_pkhbt(even, odd));
+            htpw_dsp_store(to + 16, htpw_pkhtb(even, odd));
+        }
+    }
+}
+
 /* Once per kernel: whether it can be done, and the scaled biases of hidden layers, each four twice. */
 static int htpw_dsp_synth_start(const struct htpw_synth_job *job, int32_t *bias) {
     if (job->layers < 2) {

@@ -204,6 +204,62 @@ HTPW_MVE_FIRST(htpw_mve_first_8,
 
 #define HTPW_MVE_FIRST_COLS 8
 
+/* Heads of up to four columns behind such a first layer, in its 16-bit lanes. Sums of two products with x >= 0 fit
+ * (|.| <= 2 * 127 * 128 < 2^15); adding two of those saturates, which htpw_mve_narrow_start knows to be of no matter.
+ * VQDMLAH by 1 takes 1 off h where the sum is negative, so that VRSHL moves ties away from zero. VQNEG twice makes -127 of -128. */
+struct htpw_mve_narrow {
+    const int8_t *x;    /* 0: column i of 8 tiles at x + 16 * i */
+    const int32_t *w;   /* 4: four columns per row */
+    int8_t *y;          /* 8: the lowest address of the tiles */
+    uint32_t count;     /* 12: of 16 rows */
+    uint32_t step;      /* 16: from 16 rows of y to the next */
+    int32_t multiplier; /* 20: 16 bits */
+    int32_t shift;      /* 24 */
+    uint32_t unused;
+    uint16_t tile[8];   /* 32: of the tiles from y */
+};
+
+#define HTPW_MVE_NARROW_ROW(half)                                                                                      \
+    "ldm     r9!, {r1-r4}\n\t"                                                                                         \
+    "vmul.i16 q5, q0, r1\n\t"                                                                                          \
+    "vmla.s16 q5, q1, r2\n\t"                                                                                          \
+    "vmul.i16 q6, q2, r3\n\t"                                                                                          \
+    "vmla.s16 q6, q3, r4\n\t"                                                                                          \
+    "vqadd.s16 q5, q5, q6\n\t"                                                                                         \
+    "vqrdmulh.s16 q6, q5, r10\n\t"                                                                                     \
+    "vqdmlah.s16 q6, q5, r12\n\t"                                                                                      \
+    "vrshl.s16 q6, r11\n\t"                                                                                            \
+    "vqmovn" half ".s16 q7, q6\n\t"
+
+__attribute__((naked, noinline)) static void htpw_mve_narrow(const struct htpw_mve_narrow *n __attribute__((unused))) {
+    __asm__ volatile("push    {r4-r11, lr}\n\t"
+                     "vpush   {d8-d15}\n\t"
+                     "ldr     r1, [r0]\n\t"
+                     "vldrb.u16 q0, [r1]\n\t"
+                     "vldrb.u16 q1, [r1, #16]\n\t"
+                     "vldrb.u16 q2, [r1, #32]\n\t"
+                     "vldrb.u16 q3, [r1, #48]\n\t"
+                     "vldrh.16 q4, [r0, #32]\n\t"
+                     "ldrd    r9, r5, [r0, #4]\n\t"
+                     "ldrd    r6, r7, [r0, #12]\n\t"
+                     "ldrd    r10, r11, [r0, #20]\n\t"
+                     "mov     r12, #1\n"
+                     "1:\n\t"
+                     "mov     lr, #8\n\t"
+                     "mov     r8, r5\n"
+                     "2:\n\t" HTPW_MVE_NARROW_ROW("b") HTPW_MVE_NARROW_ROW("t")
+                     "vqneg.s8 q7, q7\n\t"
+                     "vqneg.s8 q7, q7\n\t"
+                     "vstrh.16 q7, [r8, q4]\n\t"
+                     "add     r8, #2\n\t"
+                     "le      lr, 2b\n\t"
+                     "add     r5, r7\n\t"
+                     "subs    r6, #1\n\t"
+                     "bne.w   1b\n\t"
+                     "vpop    {d8-d15}\n\t"
+                     "pop     {r4-r11, pc}");
+}
+
 /* Whether a layer can be done exactly. */
 static int htpw_mve_synth_fits(const struct htpw_synth_layer *layer, int is_head) {
     const uint32_t most = (uint32_t)layer->cols * (128u * 128u) + layer->bias_max; /* |v| and so |h| */
@@ -256,6 +312,51 @@ static void htpw_mve_first_start(const struct htpw_synth_job *job, struct htpw_m
     }
 }
 
+/* Whether a head can go by htpw_mve_narrow; if so, widens its packed weights, in rows of 16 bytes, to rows of four words. */
+static int htpw_mve_narrow_start(const struct htpw_synth_job *job, const struct htpw_mve_synth_scratch *own) {
+    const struct htpw_synth_layer *layer = &job->layer[job->layers - 1u];
+    const int32_t m = layer->multiplier >> 16, right = -layer->shift;
+    if (own->first.rows == 0 || job->layers != 2 || layer->cols > 4 || job->span > 65536u) {
+        return 0;
+    }
+    /* what saturates is limited to +-127 anyway, or 65536 / 4 > 127 * 128 leaves nothing to saturate */
+    const int is_limited = right <= 15 && (32767 * m >> 15) >= (127 << right);
+    const int8_t *packed = (const int8_t *)layer->weights;
+    for (int32_t o = 0; !is_limited && o < layer->rows; o++) {
+        int32_t more = 0, less = 0;
+        for (int32_t i = 0; i < layer->cols; i++) {
+            const int32_t w = packed[o * HTPW_MVE_COLS + i];
+            more += w > 0 ? w : 0;
+            less -= w < 0 ? w : 0;
+        }
+        if (more > 258 || less > 258) {
+            return 0;
+        }
+    }
+    int8_t *w = (int8_t *)(uintptr_t)layer->weights; /* scratch of synthesis, which nobody else reads from now on */
+    for (int32_t o = 0; o < layer->rows; o++, w += HTPW_MVE_COLS) {
+        vstrwq_s32((int32_t *)(void *)w, vldrbq_s32(w));
+    }
+    return 1;
+}
+
+/* y of 8 tiles of a head. */
+static void htpw_mve_narrow_run(const struct htpw_synth_layer *layer, const int8_t *x, int8_t *const *y, uint32_t step) {
+    struct htpw_mve_narrow n;
+    const uint32x4_t a = vldrwq_u32((const uint32_t *)(const void *)y), b = vldrwq_u32((const uint32_t *)(const void *)(y + 4));
+    const uint32_t low = vminvq_u32(vminvq_u32(UINT32_MAX, a), b);
+    vstrhq_u32(n.tile, vsubq_n_u32(a, low));
+    vstrhq_u32(n.tile + 4, vsubq_n_u32(b, low));
+    n.x = x;
+    n.w = (const int32_t *)layer->weights;
+    n.y = (int8_t *)(uintptr_t)low;
+    n.count = ((uint32_t)layer->rows + 15u) / 16u;
+    n.step = step;
+    n.multiplier = layer->multiplier >> 16;
+    n.shift = layer->shift;
+    htpw_mve_narrow(&n);
+}
+
 static int htpw_mve_synth_start(const struct htpw_synth_job *job, struct htpw_mve_synth_scratch *own) {
     int32_t *bias = own->bias[0];
     if (job->layers < 2 || job->dz > HTPW_MVE_COLS) {
@@ -277,7 +378,7 @@ static int htpw_mve_synth_start(const struct htpw_synth_job *job, struct htpw_mv
         }
     }
     htpw_mve_first_start(job, own);
-    return 1;
+    return htpw_mve_narrow_start(job, own) ? 2 : 1;
 }
 
 /* n codes of 4 bits, from a whole byte on, to int8; up to 31 bytes more are written. */
@@ -310,7 +411,8 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
     uint32_t from = 0;
     struct htpw_mve_synth s;
     if (job->state == 0) {
-        job->state = htpw_mve_synth_start(job, own) ? 1 : -1;
+        const int start = htpw_mve_synth_start(job, own);
+        job->state = start != 0 ? start : -1;
     }
     if (job->state < 0) {
         return 0;
@@ -320,7 +422,7 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
     } else {
         htpw_values_read(job->codes, first, codes, job->code_bits, own->x[0]);
     }
-    for (uint32_t t = tiles; t < 4u * fours; t++) { /* the last tile stands in for those that make up four */
+    for (uint32_t t = tiles; t % 8u != 0; t++) { /* the last tile stands in for those that make up four or eight */
         y[t] = y[tiles - 1u];
         for (uint32_t i = 0; i < job->dz; i++) {
             own->x[0][t * job->dz + i] = own->x[0][(tiles - 1u) * job->dz + i];
@@ -336,6 +438,12 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
         f.y = own->x[1];
         f.eights = (tiles + 7u) / 8u;
         (job->dz <= 4 ? htpw_mve_first_4 : job->dz <= 6 ? htpw_mve_first_6 : htpw_mve_first_8)(&f);
+        for (uint32_t t = 0; job->state == 2 && t < tiles; t += 8u) {
+            htpw_mve_narrow_run(&job->layer[1], own->x[1] + t, y + t, step);
+        }
+        if (job->state == 2) {
+            return 1;
+        }
         s.pitch = 1;
         vst1q_u8(s.column, vld1q_u8(own->far));
         from = 1;
@@ -356,10 +464,11 @@ int htpw_mve_synth(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, in
 
 /* Rows of at most 16 columns, of which the last may end early, to one vector each, for htpw_layout_put. */
 void htpw_mve_put_rows(uint32_t in_c, uint32_t count, const int8_t *w, int8_t *packed) {
-    for (int32_t left = (int32_t)count; left > 0; left -= (int32_t)in_c, w += in_c, packed += 16) {
-        const uint32_t n = left < (int32_t)in_c ? (uint32_t)left : in_c;
-        vstrbq_p_s8(packed, vldrbq_z_s8(w, vctp8q(n)), vctp8q(n));
+    const mve_pred16_t whole = vctp8q(in_c);
+    for (; count >= in_c; count -= in_c, w += in_c, packed += 16) {
+        vstrbq_s8(packed, vldrbq_z_s8(w, whole)); /* and zeros behind */
     }
+    vstrbq_p_s8(packed, vldrbq_z_s8(w, vctp8q(count)), vctp8q(count));
 }
 
 /* Row sums of packed int8 weights, block after block, for htpw_layout_finish. */
