@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import test_reference_heads
 import test_reference_image
+import test_reference_packs
 from reference_images import CODEBOOK, SEEDED, TAGS, assemble, head, image, network, op, payloads, plain, single, stored_network, top
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
@@ -22,6 +23,7 @@ import test_fuzz  # noqa: E402
 
 from pyhtpw import _native  # noqa: E402
 from pyhtpw._native import ffi, lib  # noqa: E402
+from pyhtpw.errors import ImageError  # noqa: E402
 from pyhtpw.model import Image  # noqa: E402
 
 
@@ -184,3 +186,31 @@ def test_codebooks_of_one_entry_have_ids_without_bytes():
     net = single(plain("fc", 5, 1, source=CODEBOOK, codes=[0] * 3, code_bits=0), (1, 1, 5), [], [book])
     test_fuzz.every_schedule(image(net), bytes((0, 0, 0, 9, 1, 5, 1, 0)))
     assert Image(image(net)).kernels()[0].tolist() == [-2, 1, -2, 1, -2]
+
+
+def applied(entries: list[tuple[int, int, bytes]], **header) -> str:
+    """What the library says to a pack for the base image of test_reference_packs.py."""
+    data = test_reference_packs.pack(test_reference_packs.DATA, entries, **header)
+    try:
+        Image(test_reference_packs.DATA, codes=data)
+    except ImageError as error:
+        return ffi.string(lib.htpw_error_name(error.code)).decode()
+    return "OK"
+
+
+@pytest.mark.parametrize(("header", "message"), rules(test_reference_packs.test_header_and_entry_fields))
+def test_header_and_entries_of_packs(header, message):
+    entry = (6, test_reference_packs.CODE, test_reference_packs.parts_of(test_reference_packs.BASE["ops"][6])[1])
+    assert applied([entry]) == "OK"
+    assert applied([entry], **header) == ("BASE" if "base image" in message else "PACK")
+
+
+def test_entries_of_packs_ascend_and_name_parts_that_there_are():
+    _, entries = test_reference_packs.varied(test_reference_packs.BASE)
+    assert applied(entries) == "OK"
+    for wrong in (entries[::-1], [entries[1], entries[0]], [entries[0], entries[0]], [entries[3], entries[2]], [(1, 2, bytes(4))]):
+        assert applied(wrong) == "PACK"
+    for index, part in ((0, 0), (4, 0), (4, 1), (5, 1), (10, 1), (255, 0)):
+        assert applied([(index, part, bytes(8))]) == "PACK"
+    for delta in (-1, 1):
+        assert applied([(1, 0, bytes(len(entries[0][2]) + delta))]) == "PACK"
