@@ -64,9 +64,10 @@ def check(data: bytes, repair: ctypes.CDLL | None = None) -> str:
 
 
 def check_pack(data: bytes) -> str:
-    """Shows `data` (a code pack) to C and numpy."""
+    """Shows `data` (a code pack) to C, numpy and `pyhtpw.image`, which makes a new image of it for C to judge."""
     import reference
     from pyhtpw.errors import ImageError
+    from pyhtpw.image.codes import apply_pack
     from pyhtpw.model import Image
 
     base = base_image()
@@ -74,6 +75,13 @@ def check_pack(data: bytes) -> str:
         image, error = Image(base, codes=data), None
     except ImageError as refusal:
         image, error = None, refusal
+    try:
+        written = Image(apply_pack(base, data))
+    except ImageError as refusal:
+        assert image is None, f"the C library accepts what pyhtpw.image.codes refuses: {refusal}"
+    else:
+        assert image is not None, f"pyhtpw.image.codes accepts what the C library refuses: {error}"
+        assert [k.tolist() for k in written.kernels().values()] == [k.tolist() for k in image.kernels().values()], "kernels differ"
     try:
         model = reference.apply_pack(base, data)
     except reference.PackError as refusal:
@@ -171,7 +179,7 @@ def main() -> None:
         sys.exit("fuzz_reader: atheris is not installed: pip install -e '.[fuzz]'")
     with atheris.instrument_imports(include=["pyhtpw.image", "reference"]):
         import reference  # noqa: F401
-        from pyhtpw.image import bill, parse, read_model  # noqa: F401
+        from pyhtpw.image import bill, codes, parse, read_model  # noqa: F401
     repair = load_repair()
 
     def one_input(data: bytes) -> None:

@@ -2,8 +2,8 @@
 
     python tests/fuzz/run.py [--seconds 600] [--jobs 2] [--json results/fuzz.json] [target ...]
 
-What this machine lacks is a row NOT RUN with the command that installs it. Inputs that end in a finding stay in build/fuzz/crashes; the exit
-status is 1 if there is one. `run.py --replay FILE ...` shows single inputs to the target that their names begin with.
+What this machine lacks is a row NOT RUN with the command that installs it. Inputs that end in a finding stay in build/fuzz/crashes; then
+the exit status is 1. `run.py --replay FILE ...` shows single inputs to the target that their names begin with.
 """
 
 from __future__ import annotations
@@ -141,8 +141,9 @@ def fuzz(target: str, seconds: int, runs: int = -1, corpus: Path | None = None) 
         row.coverage, row.features = map(int, found[-1])
     if tables := re.search(r"PC tables \((\d+) PCs\)", text):
         row.edges = int(tables[1])
-    if ran := re.findall(r"number_of_executed_units: (\d+)", text) or re.findall(r"Done (\d+) runs", text) or re.findall(r"^#(\d+)", text, re.M):
-        row.executions = int(ran[-1])
+    for pattern in (r"^#(\d+)", r"Done (\d+) runs", r"number_of_executed_units: (\d+)"):  # the last that is there
+        if ran := re.findall(pattern, text, re.M):
+            row.executions = int(ran[-1])
     row.per_second = round(row.executions / max(row.seconds, 0.1))
     row.findings = sorted(path.name for path in set(CRASHES.glob(f"{target}-*")) - before)
     if done.returncode or row.findings:
@@ -151,8 +152,8 @@ def fuzz(target: str, seconds: int, runs: int = -1, corpus: Path | None = None) 
     return row
 
 
-def one(target: str, seconds: int, jobs: int) -> Row:
-    """Checks, builds and runs one target."""
+def one(target: str, seconds: int) -> Row:
+    """Runs one target that has been built, if this machine can."""
     try:
         need(target)
     except NotRun as reason:
@@ -173,7 +174,8 @@ def replay(files: list[Path]) -> int:
 
 def table(rows: list[Row]) -> str:
     """For people."""
-    lines = [f"{'target':8} {'status':8} {'executions':>10} {'per s':>6} {'edges':>12} {'features':>8} {'corpus':>6} {'seconds':>8}  findings"]
+    numbers = f"{'executions':>10} {'per s':>6} {'edges':>12} {'features':>8} {'corpus':>6} {'seconds':>8}"
+    lines = [f"{'target':8} {'status':8} {numbers}  findings"]
     for row in rows:
         edges = f"{row.coverage}/{row.edges}" if row.edges else str(row.coverage)
         numbers = f"{row.executions:10} {row.per_second:6} {edges:>12} {row.features:8} {row.corpus:6} {row.seconds:8}"
@@ -202,7 +204,7 @@ def main() -> int:
         except NotRun:
             continue  # its row says so
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda target: one(target, options.seconds, options.jobs), targets))
+        rows = list(pool.map(lambda target: one(target, options.seconds), targets))
     print(table(rows))
     if options.json:
         report = {
