@@ -67,10 +67,36 @@ def kernel_table() -> str:
     return "\n".join(lines)
 
 
+def head_table() -> str:
+    """Bytes, synthesis and SRAM of every head kind, in Markdown, from results/heads.json."""
+    found = json.loads((ROOT / "results" / "heads.json").read_text())
+    lines = [
+        "| pointwise kernels from | demo network, B | wide network, B | synthesis M4 / M55, instructions per weight | SRAM on M4, wide: claimed / real, B |",
+        "|---|---|---|---|---|",
+    ]
+    rows = {(r["network"], r["head"]): r for r in found["images"]}
+    for head in dict.fromkeys(r["head"] for r in found["images"]):
+        demo, wide = rows["demo", head], rows["wide", head]
+        counts = wide["synthesis_instructions_per_weight"]
+        per = " / ".join(f"{counts[c]:.1f}" for c in ("cortex-m4", "cortex-m55")) if counts else ""
+        sram = wide["sram"]["cortex-m4"]
+        lines.append(
+            f"| {head} | {demo['image_bytes']:,} | {wide['image_bytes']:,} | {per} | {wide['sram_claim']:,} / {sram['arena'] + sram['cache']:,} |"
+        )
+    wide = found["summary"]["wide"]
+    targets = ", ".join(f"{wide['ratios'][b]:.2f} of {b} bits (target {t['limit']:.2f})" for b, t in wide["targets"].items())
+    missed = [f"{s['cpu']} {s['head']} {s['per_weight']:.1f} (target {s['target']:.1f})"
+              for network in found["summary"].values() for s in network.get("synthesis", []) if not s["met"]]
+    text = f"Smallest wide image with generated kernels ({wide['best']}), against the one that stores them: {targets}."
+    if missed:
+        text += f" Synthesis targets missed: {'; '.join(missed)}."
+    return "\n".join([*lines, "", text])
+
+
 def readme() -> str:
     """README.md with the tables of today's results."""
     text = (ROOT / "README.md").read_text()
-    for name, content in (("figures", table()), ("kernels", kernel_table())):
+    for name, content in (("figures", table()), ("heads", head_table()), ("kernels", kernel_table())):
         head, rest = text.split(f"<!-- {name}:", 1)
         comment, rest = rest.split("-->\n", 1)
         end = f"<!-- /{name} -->"
