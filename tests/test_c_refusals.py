@@ -167,7 +167,10 @@ def test_a_kernel_has_at_most_2_to_the_22_weights():
     assert opened(image(net)) == "SHAPE"
 
 
-@pytest.mark.parametrize(("bias", "shift", "error"), [(0, 15, "OK"), (0, 16, "OVERFLOW"), (2**31 - 1, 0, "OVERFLOW"), (-(2**31), 0, "OVERFLOW")])
+SUMS = [(0, 15, "OK"), (0, 16, "OVERFLOW"), (2**31 - 1, 0, "OVERFLOW"), (-(2**31), 0, "OVERFLOW")]
+
+
+@pytest.mark.parametrize(("bias", "shift", "error"), SUMS)
 def test_sums_stay_below_2_to_the_30(bias, shift, error):
     net = single(plain("fc", 1, 1, shift_base=shift, weight_bits=8, w=[1], bias_bits=32 * (bias != 0), bias=[bias]), (1, 1, 1), [], [])
     assert opened(image(net)) == error
@@ -175,7 +178,8 @@ def test_sums_stay_below_2_to_the_30(bias, shift, error):
 
 def test_seeded_tiles_and_wide_layers_are_bounded():
     seeded = {"kind": SEEDED, "generator": 0, "tile": 4096, "shift": 0, "m": 1, "seed": 1}
-    net = single(plain("fc", 3, 1, source=SEEDED, width=1, codes=[0] * 1024, code_bits=4), (1, 1, 3), [{"dz": 1024, "layers": []}], [seeded])
+    op = plain("fc", 3, 1, source=SEEDED, width=1, codes=[0] * 1024, code_bits=4)
+    net = single(op, (1, 1, 3), [{"dz": 1024, "layers": []}], [seeded])
     assert opened(image(net)) == "OK"
     net["heads"] = [seeded | {"tile": 4097}]
     assert opened(image(net)) == "SHAPE"
