@@ -3,8 +3,8 @@
     python tests/csrc_coverage.py [--json results/coverage.json] [--missing] [--keep folder] [pytest arguments]
 
 The library is built with gcov's counters in a copy of the tree, so that the working build stays. Files for Arm, which a host compiles to
-nothing, and functions that work only with a backend that no host has, are left out and listed; kernels of this machine's own instruction set
-count. The exit status is 1 below --least per cent of all branches.
+nothing, and functions that work only with a backend that no host has, are left out and listed; kernels of this machine's own instruction
+sets count. The exit status is 1 below --least per cent of all branches.
 """
 
 from __future__ import annotations

@@ -40,7 +40,10 @@ def test_a_page_is_programmed_once_between_two_erasures(flash):
     assert flash.operations == 4 and flash.violations == 2
 
 
-@pytest.mark.parametrize(("what", "offset"), [(program, 4), (program, SIZE), (program, 1 << 30), (erase, 8), (erase, SIZE), (erase, 1 << 31)])
+PLACES = [(program, 4), (program, SIZE), (program, 1 << 30), (erase, 8), (erase, SIZE), (erase, 1 << 31)]
+
+
+@pytest.mark.parametrize(("what", "offset"), PLACES)
 def test_places_that_are_none_are_refused(flash, what, offset):
     before = flash.memory.copy()
     assert (what(flash, offset, 0) if what is program else what(flash, offset)) != 0

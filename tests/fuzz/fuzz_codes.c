@@ -1,7 +1,7 @@
 /* fuzz_codes - any bytes as a code pack for one image: apply, then bind and run; store, boot and roll back in flash with power cuts.
  *
  * Input: FUZZ_CONTROL bytes of choices, then the pack. Findings besides memory errors: a refused pack that leaves a trace in the model,
- * boot and lazy schedules or backends that differ, a slot that a power cut spoils, and a pack that the slots judge otherwise than apply does.
+ * schedules or backends that differ, a slot or kernel store that a power cut spoils, and a pack that the slots judge otherwise than apply does.
  */
 #include <string.h>
 
@@ -95,26 +95,60 @@ static size_t fuzz_known_pack(uint8_t *pack) {
 
 /* ---- what must hold ---- */
 
+/* Logits of a bound model; the first ones are kept, later ones are compared with them. */
+static void fuzz_compare(struct htpw_context *ctx, const struct htpw_plan *plan, uint32_t seed, uint8_t **kept) {
+    int8_t *x = fuzz_alloc(plan->input_bytes), *y = fuzz_alloc(plan->output_bytes);
+    for (uint32_t i = 0; i < plan->input_bytes; i++) {
+        x[i] = (int8_t)((int32_t)(fuzz_random(&seed) & 255u) - 128);
+    }
+    FUZZ_CHECK(htpw_run(ctx, x, plan->input_bytes, y, plan->output_bytes) == HTPW_OK);
+    free(x);
+    if (*kept == NULL) {
+        *kept = (uint8_t *)y;
+    } else {
+        FUZZ_CHECK(memcmp(*kept, y, plan->output_bytes) == 0);
+        free(y);
+    }
+}
+
 static void fuzz_collect(const struct htpw_model *model, int backend, int schedule, uint32_t seed, uint8_t **kept) {
     struct htpw_plan plan;
     struct htpw_context ctx;
     FUZZ_CHECK(htpw_plan_memory(model, backend, &plan) == HTPW_OK);
     uint8_t *arena = fuzz_alloc(plan.arena_bytes), *cache = fuzz_alloc(plan.cache_bytes);
-    int8_t *x = fuzz_alloc(plan.input_bytes), *y = fuzz_alloc(plan.output_bytes);
-    for (uint32_t i = 0; i < plan.input_bytes; i++) {
-        x[i] = (int8_t)((int32_t)(fuzz_random(&seed) & 255u) - 128);
-    }
     FUZZ_CHECK(htpw_bind(&ctx, model, backend, arena, plan.arena_bytes, cache, plan.cache_bytes, schedule) == HTPW_OK);
-    FUZZ_CHECK(htpw_run(&ctx, x, plan.input_bytes, y, plan.output_bytes) == HTPW_OK);
+    fuzz_compare(&ctx, &plan, seed, kept);
     free(arena);
     free(cache);
-    free(x);
-    if (*kept == NULL) {
-        *kept = (uint8_t *)y;
-    } else {
-        FUZZ_CHECK(memcmp(*kept, y, plan.output_bytes) == 0);
-        free(y);
-    }
+}
+
+/* Kernels in flash: those of the base image, then those of the pack with a power cut; the store is never taken for the other one. */
+static void fuzz_store(const struct htpw_model *model, int backend, const uint8_t *control, uint8_t **kept) {
+    struct htpw_plan plan;
+    struct htpw_context ctx;
+    struct htpw_fake_flash fake;
+    struct htpw_flash flash;
+    const uint32_t page_bytes = UINT32_C(8) << (control[2] & 7u), erase_bytes = page_bytes * (1u + (control[2] >> 3 & 7u));
+    const struct htpw_flash geometry = {.page_bytes = page_bytes, .erase_bytes = erase_bytes};
+    FUZZ_CHECK(htpw_plan_memory(model, backend, &plan) == HTPW_OK);
+    const uint32_t bytes = htpw_flash_bytes(&plan, &geometry);
+    uint8_t *arena = fuzz_alloc(plan.streamed_arena_bytes), *memory = fuzz_alloc(bytes), *page = fuzz_alloc(page_bytes);
+    memset(memory, 0xFF, bytes);
+    htpw_fake_flash_open(&fake, memory, bytes, page_bytes, erase_bytes, page, &flash);
+    const size_t room = plan.streamed_arena_bytes;
+    FUZZ_CHECK(htpw_bind_flash(&ctx, &fuzz_model, backend, arena, room, &flash, HTPW_STREAMED) == HTPW_OK);
+    FUZZ_CHECK(htpw_bind_flash(&ctx, model, backend, arena, room, &flash, HTPW_INSTALLED) == HTPW_ERR_STORE || model->pack_crc == 0);
+    htpw_fake_flash_power(&fake, control[5]);
+    (void)htpw_bind_flash(&ctx, model, backend, arena, room, &flash, HTPW_STREAMED);
+    htpw_fake_flash_power(&fake, HTPW_FAKE_FLASH_NO_CUT);
+    FUZZ_CHECK(htpw_bind_flash(&ctx, model, backend, arena, room, &flash, HTPW_STREAMED) == HTPW_OK);
+    fuzz_compare(&ctx, &plan, control[1], kept);
+    FUZZ_CHECK(htpw_bind_flash(&ctx, model, backend, arena, room, &flash, HTPW_INSTALLED) == HTPW_OK);
+    fuzz_compare(&ctx, &plan, control[1], kept);
+    FUZZ_CHECK(fake.violations == 0);
+    free(arena);
+    free(memory);
+    free(page);
 }
 
 /* Applies, runs, and returns what apply said. */
@@ -129,6 +163,7 @@ static int fuzz_apply(const uint8_t *pack, size_t length, const uint8_t *control
     const int backend = (control[0] & 1u) != 0 ? HTPW_BACKEND_BEST : HTPW_BACKEND_PORTABLE;
     fuzz_collect(&model, HTPW_BACKEND_PORTABLE, HTPW_BOOT, control[1], &logits);
     fuzz_collect(&model, backend, HTPW_LAZY, control[1], &logits);
+    fuzz_store(&model, backend, control, &logits);
     free(logits);
     before = model;
     FUZZ_CHECK(htpw_codes_apply(&model, pack, length) == HTPW_OK); /* an equal number is not lower */

@@ -197,6 +197,7 @@ def main() -> int:
     targets = options.targets or list(TARGETS)
     if unknown := set(targets) - set(TARGETS):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
+    commit = command(["git", "rev-parse", "HEAD"], cwd=ROOT).strip()
     for target in targets:
         try:
             need(target)
@@ -209,7 +210,7 @@ def main() -> int:
     if options.json:
         report = {
             "command": "python tests/fuzz/run.py " + " ".join(sys.argv[1:]),
-            "commit": command(["git", "rev-parse", "HEAD"], cwd=ROOT).strip(),
+            "commit": commit,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()},
             "rows": [asdict(row) for row in rows],
