@@ -6,8 +6,9 @@ Two networks on the embedded synthetic data set: `demo` (hypertinypw) and `wide`
 is trained stored, then mapped onto every head (`pyhtpw pack --head`), so that biases, multipliers and codes are those of a real
 network; accuracy is not what is measured here, and validation macro-F1 (synthetic data, no fine-tuning) stands beside the bytes only
 to show what the mapping lost. Sizes are those of the files. Instructions are those of htpw_bind with the boot schedule, from
-opened image to the last kernel in the cache, counted by QEMU's log on both cores, over all generated weights. `claim` is
-the published SRAM figure, max(activation, workspace), beside which stands what the plan says.
+opened image to the last kernel in the cache, counted by QEMU's log on both cores, over all generated weights; `boot_inferences` says
+how many inferences of a Cortex-M4 synthesis takes as long as (unicorn counts both). `sram_claim` is the published figure, max(activation,
+workspace), beside which stands what the plan says.
 """
 
 import argparse
@@ -19,13 +20,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
 from pyhtpw.data import load  # noqa: E402
 from pyhtpw.errors import MissingToolError, VerifyError  # noqa: E402
 from pyhtpw.image import bill  # noqa: E402
 from pyhtpw.model import Image  # noqa: E402
 from pyhtpw.nets import build  # noqa: E402
 from pyhtpw.packing import pack_network  # noqa: E402
-from pyhtpw.target import qemu  # noqa: E402
+from pyhtpw.target import Emulator, qemu  # noqa: E402
 from pyhtpw.train import TrainConfig, train  # noqa: E402
 from pyhtpw.train.trainer import LAST  # noqa: E402
 
@@ -81,6 +84,13 @@ def boot(elf, image: Image) -> int:
     return outcomes[call].instructions
 
 
+def boot_inferences(image: Image) -> float:
+    """Instructions of synthesis over those of one inference, on an emulated Cortex-M4."""
+    with Emulator("cortex-m4", compiler="gcc") as emulator, emulator.open(image.data) as model:
+        inference = model.count_inference(np.zeros(image.plan.input, np.int8))
+        return round(model.synthesis_instructions / inference, 3)
+
+
 def row(network: str, head: str, packed, elfs: dict[str, Any]) -> dict[str, Any]:
     """One line of the report."""
     image = packed.quantised.image
@@ -107,6 +117,8 @@ def row(network: str, head: str, packed, elfs: dict[str, Any]) -> dict[str, Any]
     for cpu, elf in elfs.items():
         if weights:
             entry["synthesis_instructions_per_weight"][cpu] = round(boot(elf, image) / weights, 2)
+    if weights and "cortex-m4" in elfs:
+        entry["boot_inferences"] = boot_inferences(image)
     if head.startswith("tiled, dh"):
         dh = int(head.split()[-1])
         entry["target"] = {cpu: round(a + b * dh, 2) for cpu, (a, b) in TARGETS.items()}

@@ -71,17 +71,17 @@ def head_table() -> str:
     """Bytes, synthesis and SRAM of every head kind, in Markdown, from results/heads.json."""
     found = json.loads((ROOT / "results" / "heads.json").read_text())
     lines = [
-        "| pointwise kernels from | demo network, B | wide network, B | synthesis M4 / M55, instructions per weight | SRAM on M4, wide: claimed / real, B |",
-        "|---|---|---|---|---|",
+        "| pointwise kernels from | demo network, B | wide network, B | synthesis M4 / M55, instructions per weight | boot, in inferences (M4) | SRAM on M4, wide: claimed / real, B |",
+        "|---|---|---|---|---|---|",
     ]
     rows = {(r["network"], r["head"]): r for r in found["images"]}
     for head in dict.fromkeys(r["head"] for r in found["images"]):
         demo, wide = rows["demo", head], rows["wide", head]
         counts = wide["synthesis_instructions_per_weight"]
         per = " / ".join(f"{counts[c]:.1f}" for c in ("cortex-m4", "cortex-m55")) if counts else ""
-        sram = wide["sram"]["cortex-m4"]
+        sram, share = wide["sram"]["cortex-m4"], wide.get("boot_inferences")
         lines.append(
-            f"| {head} | {demo['image_bytes']:,} | {wide['image_bytes']:,} | {per} | {wide['sram_claim']:,} / {sram['arena'] + sram['cache']:,} |"
+            f"| {head} | {demo['image_bytes']:,} | {wide['image_bytes']:,} | {per} | {'' if share is None else f'{share:.2f}'} | {wide['sram_claim']:,} / {sram['arena'] + sram['cache']:,} |"
         )
     wide = found["summary"]["wide"]
     targets = ", ".join(f"{wide['ratios'][b]:.2f} of {b} bits (target {t['limit']:.2f})" for b, t in wide["targets"].items())

@@ -40,10 +40,10 @@ CANDIDATES = {
         "codebook:entries=64,tile=4",
         "codebook:entries=256,tile=8,bits=4",
     ),
-    "pw1": (*STORED, "tiled:hidden=0,tile=8", "tiled:hidden=0,tile=16", "seeded"),
+    "pw1": (*STORED, "stored:per_tensor", "tiled:hidden=0,tile=8", "tiled:hidden=0,tile=16", "seeded"),
     "depthwise": (*STORED, "tiled:hidden=0", "tiled:hidden=0,dz=2", "codebook:entries=64,bits=4,tile=4"),
-    "conv": STORED,
-    "fc": STORED,
+    "conv": (*STORED, "stored:per_tensor"),
+    "fc": (*STORED, "stored:per_tensor"),
 }
 """What is tried for each kind if nothing else is said."""
 
