@@ -250,7 +250,14 @@ static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t c
         htpw_layout_put(to->layout, op->products, first, count, w, to->kernel);
         return;
     }
-    for (uint32_t k = 0; k < count; k++) {
+    uint32_t k = 0;
+    if (!to->by_filter && first % 2u == 0) { /* whole bytes, two weights each */
+        uint8_t *p = to->kernel + first / 2u;
+        for (; k + 2u <= count; k += 2u) {
+            *p++ = (uint8_t)(((uint32_t)w[k] & 15u) | (uint32_t)w[k + 1u] << 4);
+        }
+    }
+    for (; k < count; k++) {
         uint32_t at = first + k;
         if (to->by_filter) {
             at = at % op->products * op->out.c + at / op->products;
