@@ -90,6 +90,29 @@ def test_the_error_says_what_kind_of_rule(change, error):
     assert opened(image(net)) == error
 
 
+def test_at_most_64_operators_are_cached():
+    many = test_reference_image.many
+    assert opened(image(many(64))) == "OK" and opened(image(many(65))) == "SOURCE"
+    assert opened(image(many(200, narrow=True))) == "OK"
+    test_fuzz.every_schedule(image(many(64)), bytes((0, 0, 0, 9, 1, 5, 1, 0)))
+
+
+def test_bytes_skipped_before_stored_weights_are_zero():
+    net = network(use=("stored8", 6, "stored8", "stored4", "stored2", 1))
+    parts = payloads(net)
+    assert opened(assemble(list(parts.items()))) == "OK" and parts["WGHT"][54:56] == b"\0\0"
+    for at in (54, 55):
+        spoiled = parts | {"WGHT": parts["WGHT"][:at] + b"\1" + parts["WGHT"][at + 1 :]}
+        assert opened(assemble(list(spoiled.items()))) == "DATA"
+
+
+@pytest.mark.parametrize(("rows", "error"), [(1024, "OK"), (1025, "SHAPE")])
+def test_layers_have_at_most_1024_rows(rows, error):
+    layers = [{"rows": rows, "weight_bits": 4, "bias_bits": 0, "shift": 0, "m": 1, "w": [1] * rows, "bias": [0] * rows}]
+    net = stored_network() | {"generators": [{"dz": 1, "layers": layers}]}
+    assert opened(image(net)) == error
+
+
 @pytest.mark.parametrize("tag", TAGS[1:])
 def test_every_length_of_a_section(tag):
     parts = payloads(network())
