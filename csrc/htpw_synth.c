@@ -84,7 +84,11 @@ static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layou
     int8_t some[64];
     htpw_stream_start(&stream, m);
     htpw_layout_clear(layout, m->rows, m->cols, packed);
-    for (uint32_t done = 0, n; done < count; done += n) {
+    const int is_plain = m->weight_bits == 8 && m->seed == 0;
+    if (is_plain) {
+        htpw_layout_put(layout, m->cols, 0, count, (const int8_t *)m->weights, packed);
+    }
+    for (uint32_t done = is_plain ? count : 0u, n; done < count; done += n) {
         n = count - done < sizeof some ? count - done : (uint32_t)sizeof some;
         htpw_stream_read(&stream, n, some);
         htpw_layout_put(layout, m->cols, done, n, some, packed);
@@ -247,10 +251,23 @@ static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t c
     }
     count = op->weight_count - first < count ? op->weight_count - first : count;
     if (!op->is_narrow && !to->by_filter) {
-        htpw_layout_put(to->layout, op->products, first, count, w, to->kernel);
+        if (to->layout->out_block == 1) { /* row-major */
+            for (uint32_t k = 0; k < count; k++) {
+                ((int8_t *)to->kernel)[first + k] = w[k];
+            }
+        } else {
+            htpw_layout_put(to->layout, op->products, first, count, w, to->kernel);
+        }
         return;
     }
-    for (uint32_t k = 0; k < count; k++) {
+    uint32_t k = 0;
+    if (!to->by_filter && first % 2u == 0) { /* whole bytes, two weights each */
+        uint8_t *p = to->kernel + first / 2u;
+        for (; k + 2u <= count; k += 2u) {
+            *p++ = (uint8_t)(((uint32_t)w[k] & 15u) | (uint32_t)w[k + 1u] << 4);
+        }
+    }
+    for (; k < count; k++) {
         uint32_t at = first + k;
         if (to->by_filter) {
             at = at % op->products * op->out.c + at / op->products;
@@ -431,6 +448,10 @@ static void htpw_synth_entries(const struct htpw_op *op, const struct htpw_synth
 /* Kernel of an operator that is stored in fewer bits than it is cached with. */
 static void htpw_synth_stored(const struct htpw_op *op, const struct htpw_sink *to) {
     int8_t some[64];
+    if (!op->is_narrow && to->layout->out_block == 1) { /* row-major as it is stored */
+        htpw_values_read(op->weights, 0, op->weight_count, op->weight_bits, (int8_t *)to->kernel);
+        return;
+    }
     for (uint32_t done = 0, n; done < op->weight_count; done += n) {
         n = op->weight_count - done < sizeof some ? op->weight_count - done : (uint32_t)sizeof some;
         htpw_values_read(op->weights, done, n, op->weight_bits, some);

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror"]
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
-BUILT_TESTS = ["image", "kernels_native", "kernels_equal", "backend_x86", "verify"]
+BUILT_TESTS = ["image", "golden_images", "flash", "codes_device", "kernels_native", "kernels_equal", "backend_x86", "verify"]
 
 
 class NotRun(Exception):
@@ -40,7 +40,7 @@ def command(*words: str, cwd: Path = ROOT, **env: str) -> str:
 
 
 def sources() -> list[str]:
-    return [str(p) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c") for p in sorted((ROOT / "csrc").glob(pattern))]
+    return [str(p) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in sorted((ROOT / "csrc").glob(pattern))]
 
 
 def need(program: str) -> None:

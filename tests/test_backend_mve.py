@@ -207,7 +207,7 @@ def test_networks_equal_the_host(elf, table, model, seed):
     host, windows = Image(write(model)), random_images.inputs(model, 2, seed)
     plan, batch = host.plan_for(NAME), qemu.Batch(elf)
     image = batch.buffer(host.data, "image", align=4)
-    opened, context, words = batch.buffer(2048, "model"), batch.buffer(512, "context"), batch.buffer(16, "plan", align=4)
+    opened, context, words = batch.buffer(2048, "model"), batch.buffer(512, "context"), batch.buffer(24, "plan", align=4)
     arena, cache = (batch.buffer(size, name, shift=4) for size, name in ((plan.arena, "arena"), (plan.cache, "cache")))
     batch.call("htpw_model_open", opened, image, len(host.data))
     batch.call("htpw_plan_memory", opened, 0, words)
@@ -217,6 +217,6 @@ def test_networks_equal_the_host(elf, table, model, seed):
         logits.append(batch.buffer(plan.output, "logits"))
         batch.call("htpw_run", context, batch.buffer(window, "window"), plan.input, logits[-1], plan.output)
     assert [outcome.result for outcome in batch.run()] == [0] * (3 + len(windows))
-    assert tuple(np.frombuffer(batch.read(words), np.uint32)) == (plan.arena, plan.cache, plan.input, plan.output)
+    assert tuple(np.frombuffer(batch.read(words), np.uint32)) == tuple(vars(plan).values())
     assert b"".join(map(batch.read, logits)) == host.run_batch(windows).tobytes()
     assert _native.BACKENDS[NAME] == table.id

@@ -211,4 +211,4 @@ def test_heads_from_toml(tmp_path):
 def test_wide_network():
     graph = nets.build("hypertinypw-wide", t=1800)
     kernels = graph.kernel_shapes()
-    assert sum(prod(kernels[node.name]) for node in graph.generated_nodes()) == 32_256
+    assert sum(prod(kernels[node.name]) for node in graph.generated_nodes()) == 40_960

@@ -18,7 +18,8 @@ HEADS = {"pw": "tiled"}
 """Heads of `hypertinypw` if nothing else is said: all pointwise kernels but the first from one tiled head."""
 
 WIDE = {
-    "widths": (48, 96, 96, 96, 96),
+    "widths": (64, 128, 128, 128),
+    "strides": (2, 2, 2, 1),
     "heads": {"pw": "tiled", "pw1": "stored:bits=4", "depthwise": "stored:bits=4", "fc": "stored:bits=4"},
 }
 """Options of `wide`."""
@@ -83,7 +84,7 @@ def separable(t: int, channels_in: int = 1, classes: int = 2, **options: object)
 
 
 def wide(t: int, channels_in: int = 1, classes: int = 2, **options: object) -> Graph:
-    """A wider network, 32,256 weights of which are generated, in which what is stored beside them weighs less.
+    """A wider network, 40,960 weights of which are generated, in which what is stored beside them weighs less.
 
     Its depthwise kernels and classifier are stored in 4 bits, as its generated kernels leave them no room to be the
     larger part.
