@@ -144,13 +144,17 @@ class Model:
         # Writeable, although nothing writes: a read-only array is another type to Numba, and compiles all anew.
         return np.require(x, self.dtype, ["C", "W"])
 
+    def expand(self) -> dict[str, np.ndarray]:
+        """The parameters, and the kernel of every generated node as ``{node}.weight``."""
+        if self._expander is None:
+            return self.params
+        kernels = self._expander.forward(self.params, self.quantise_codes)
+        return {**self.params, **{f"{name}.weight": kernel for name, kernel in kernels.items()}}
+
     def _run(self, x: np.ndarray, training: bool) -> dict[str, np.ndarray]:
         """Outputs (N,T,C) of "input" and all nodes, in buffers of the model."""
         self._ready = training
-        self._expanded = self.params
-        if self._expander is not None:
-            kernels = self._expander.forward(self.params, self.quantise_codes)
-            self._expanded = {**self.params, **{f"{name}.weight": kernel for name, kernel in kernels.items()}}
+        self._expanded = self.expand()
         outputs = {INPUT: x}
         for node in self.graph.nodes:
             values = [outputs[source] for source in node.inputs]

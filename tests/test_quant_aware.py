@@ -1,0 +1,87 @@
+"""Training sees what the device will cache: its forward kernels are the packed image's, byte for byte, for every head."""
+
+import numpy as np
+import pytest
+
+from pyhtpw.image import write
+from pyhtpw.model import Image
+from pyhtpw.nets import build
+from pyhtpw.quant import quantise
+from pyhtpw.quant.aware import AwareModel
+from pyhtpw.train import Model
+from pyhtpw.train.objective import cross_entropy
+from pyhtpw.train.optim import AdamW
+
+T = 96
+HEADS = {
+    "tiled": {"pw": "tiled:tile=8,dz=3,hidden=6"},
+    "tiled, linear, 6 bits": {"pw": "tiled:tile=16,dz=4,hidden=0,code_bits=6,head_bits=6"},
+    "narrow": {"pw": "tiled:tile=8,narrow"},
+    "seeded": {"pw": "seeded:tile=16,dz=6"},
+    "dense": {"pw": "dense:dz=3,hidden=5+4,generator_bits=4"},
+    "factorised": {"pw": "factorised:rank=3,share=b"},
+    "codebook": {"pw": "codebook:entries=12,tile=4,bits=4"},
+    "codebook, made": {"pw": "codebook:entries=16,tile=8,of=generated"},
+    "everything": {"pw": "tiled:tile=8", "pw1": "seeded", "depthwise": "tiled:dz=2,hidden=0", "conv": "stored:bits=4", "fc": "stored:bits=2"},
+}
+
+
+def network(heads):
+    return build("hypertinypw", t=T, widths=(8, 12, 12), strides=(2, 1, 1), stem=6, heads=heads)
+
+
+def windows(n: int = 24):
+    rng = np.random.default_rng(1)
+    x = np.cumsum(rng.standard_normal((n, T, 1)), axis=1)
+    return (x / x.std()).astype(np.float32), rng.integers(0, 2, n)
+
+
+def steps(model: Model, count: int) -> list[float]:
+    """A few updates; the losses."""
+    x, labels = windows()
+    optimiser, losses = AdamW(model, 0.0), []
+    for at in range(count):
+        loss, grad = cross_entropy(model.forward(x, training=True), labels)
+        losses.append(loss)
+        model.backward(grad)
+        optimiser.step(at + 1, 3e-3)
+        model.project()
+    return losses
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_forward_kernels_are_the_images(heads):
+    graph = network(heads)
+    model = AwareModel(graph, seed=2)
+    steps(model, 3)
+    x, _ = windows()
+    model.forward(x)  # with the parameters that are packed below
+    integer = quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=100.0)
+    image, kernels = Image(write(integer)), model.integer_kernels()
+    assert kernels
+    synthesised = {integer.ops[i].name: k for i, k in image.kernels().items()}
+    for name, kernel in kernels.items():
+        packed = synthesised[name]
+        assert packed.tobytes() == np.ascontiguousarray(kernel, np.int8).tobytes(), name
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_it_learns_through_the_rounding(heads):
+    losses = steps(AwareModel(network(heads), seed=3), 40)
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+
+
+def test_gradients_are_those_of_the_float_network_at_the_integer_kernels():
+    """The gradient of the classifier, behind all kernels, is exactly what a plain model with these kernels stored has."""
+    graph = network(HEADS["tiled"])
+    model = AwareModel(graph, seed=4)
+    x, labels = windows()
+    _, grad = cross_entropy(model.forward(x, training=True), labels)
+    mine = {k: v.copy() for k, v in model.backward(grad).items()}
+    plain = Model(graph.stored(), {**{k: v for k, v in model.state().items() if k in graph.stored().parameter_shapes()},
+                                   **{f"{n}.weight": k for n, k in model._expander.forward(model.params).items()}})
+    plain.forward(x, training=True)
+    theirs = plain.backward(grad)
+    for name, value in theirs.items():
+        if name in mine:
+            np.testing.assert_allclose(mine[name], value, rtol=1e-4, atol=1e-6)
