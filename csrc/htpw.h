@@ -61,7 +61,7 @@ extern "C" {
     X(FLASH, -20, "the flash is too small or its geometry is impossible, or erasing or programming it failed")         \
     X(PACK, -21, "a code pack is malformed, corrupt, or does not fit its base image")                                  \
     X(BASE, -22, "a code pack belongs to another image (SHA-256 differs)")                                             \
-    X(NUMBER, -23, "a code pack has a lower number than the one applied before")                                       \
+    X(NUMBER, -23, "a code pack has a lower number than the one applied, or not a higher one than the one stored")     \
     X(SIGNATURE, -24, "the signature was rejected")                                                                    \
     X(SELFTEST, -25, "the self-test gave other bytes than it must")
 

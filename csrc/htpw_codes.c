@@ -167,7 +167,11 @@ int htpw_codes_store(const struct htpw_model *model, const struct htpw_flash *fl
         return error;
     }
     const int newest = htpw_slot_newest(&base, flash);
+    const uint32_t number = base.pack_number;
     error = htpw_codes_apply(&base, pack, length); /* refuses a number below that of the newest */
+    if (error == HTPW_OK && newest >= 0 && base.pack_number == number) {
+        error = HTPW_ERR_NUMBER; /* of two with one number nobody could say which is meant */
+    }
     if (error != HTPW_OK) {
         return error;
     }
