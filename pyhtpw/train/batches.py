@@ -133,9 +133,9 @@ def augment(x: np.ndarray, rng: np.random.Generator, options: Mapping[str, float
 
 def load_batch(
     split: Split, sampler: Sampler, seed: int, step: int, batch: int, options: Mapping[str, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (batch,T,C) float32 and labels (batch,) of step ``step``: a pure function of the arguments."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows (batch,T,C) float32, labels and indices (batch,) of step ``step``: a pure function of the arguments."""
     rng = np.random.default_rng([seed, step])
     chosen = sampler.draw(rng, batch)
     x = np.asarray(split.x[chosen], dtype=np.float32)
-    return augment(x, rng, options), sampler.labels[chosen]
+    return augment(x, rng, options), sampler.labels[chosen], chosen

@@ -135,6 +135,11 @@ class Model:
         outputs = self._run(self._windows(x), training)
         return outputs[self.graph.nodes[-1].name][:, 0]
 
+    @property
+    def features(self) -> np.ndarray:
+        """What the classifier read (N,d) in the last forward pass; holds until the next one."""
+        return self._outputs[self.graph.nodes[-1].inputs[0]][:, 0]
+
     def _windows(self, x: np.ndarray) -> np.ndarray:
         if np.ndim(x) != 3 or np.shape(x)[1:] != self.graph.input_shape or np.shape(x)[0] < 1:
             wanted = ", ".join(str(n) for n in self.graph.input_shape)
@@ -157,11 +162,14 @@ class Model:
             for layer in self._chains[node.name]:
                 values = [layer.forward(values, self._expanded, training)]
             outputs[node.name] = values[0]
+        self._outputs = outputs
         return outputs
 
-    def backward(self, dlogits: np.ndarray) -> dict[str, np.ndarray]:
+    def backward(self, dlogits: np.ndarray, dfeatures: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Gradients of all trained parameters from ``dlogits`` (N,classes), after ``forward(x, training=True)``.
 
+        ``dfeatures`` (N,d) is the gradient of a loss that looks at `features` as well, beside the one through the
+        logits.
         Returns ``grads``, which the next call overwrites.  Raises TrainError without such a forward pass.
         """
         if not self._ready:
@@ -171,7 +179,10 @@ class Model:
         if self._expander is not None:
             made = self._expander.kernel_grads()
             grads = {**grads, **{f"{name}.weight": grad for name, grad in made.items()}}
-        pending = {self.graph.nodes[-1].name: np.require(dlogits, self.dtype, ["C", "W"])[:, None, :]}
+        last = self.graph.nodes[-1]
+        pending = {last.name: np.require(dlogits, self.dtype, ["C", "W"])[:, None, :]}
+        if dfeatures is not None:
+            pending[last.inputs[0]] = np.require(dfeatures, self.dtype, ["C", "W"])[:, None, :]
         for node in reversed(self.graph.nodes):
             need = any(source != INPUT for source in node.inputs)
             passed = (pending.pop(node.name),)

@@ -36,7 +36,7 @@ from pyhtpw.train.batches import Sampler, Split, check_augment, check_balance, c
 from pyhtpw.train.checkpoint import environment, load_checkpoint, save_checkpoint, write_atomically
 from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.model import Model, check_params
-from pyhtpw.train.objective import Score, cross_entropy, score
+from pyhtpw.train.objective import Criterion, Objective, Score, Signals, score
 from pyhtpw.train.optim import AdamW, Ema, clip_gradient, learning_rate
 
 LAST, BEST, BEST_EMA, CURVES = "last.safetensors", "best.safetensors", "best_ema.safetensors", "curves.csv"
@@ -51,7 +51,8 @@ class TrainConfig:
 
     ``lr`` is the peak rate, reached after ``warmup`` steps.  ``clip`` is the largest gradient norm, 0 for no limit.
     ``ema`` is the decay of the moving average.  ``balance`` and ``augment`` are explained in
-    `pyhtpw.train.batches`.  Validation runs every ``eval_every`` steps and after the last one.
+    `pyhtpw.train.batches`, ``objective`` (also a mapping) in `pyhtpw.train.objective`.  Validation runs every
+    ``eval_every`` steps and after the last one.
     """
 
     steps: int
@@ -65,6 +66,7 @@ class TrainConfig:
     eval_every: int = 100
     seed: int = 0
     augment: Mapping[str, float] = field(default_factory=dict)
+    objective: Objective = Objective()  # noqa: RUF009  frozen
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("seed", 0)):
@@ -82,6 +84,7 @@ class TrainConfig:
         check_balance(self.balance)
         object.__setattr__(self, "augment", dict(self.augment))
         check_augment(self.augment)
+        object.__setattr__(self, "objective", Objective.parse(self.objective))
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,10 @@ class _Run:
         directory: Path,
         data: dict[str, Any],
         start: Mapping[str, np.ndarray] | None,
+        criterion: Criterion,
     ) -> None:
         self.graph, self.config, self.directory = graph, config, directory
+        self.criterion = criterion
         self.model = Model(graph, start, seed=config.seed)
         self.ema = Ema(self.model, config.ema)
         self.optimiser = AdamW(self.model, config.weight_decay)
@@ -172,14 +177,19 @@ class _Run:
         self.curves: list[dict[str, float]] = []
         self._identity = {"graph": graph.to_dict(), "config": asdict(config), "data": data}
 
-    def advance(self, x: np.ndarray, labels: np.ndarray) -> float:
-        """One update from windows x (batch,T,C); its loss.  TrainError, before any weight moved, if not finite."""
-        loss, dlogits = cross_entropy(self.model.forward(x, training=True), labels)
+    def advance(self, x: np.ndarray, labels: np.ndarray, index: np.ndarray) -> float:
+        """One update from windows x (batch,T,C) with labels and indices (batch,); its loss.
+
+        TrainError, before any weight moved, if anything is not finite.
+        """
+        logits = self.model.forward(x, training=True)
+        loss, dlogits, dfeatures = self.criterion.on_batch(logits, labels, self.model.features, index)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss} at step {self.step + 1}")
         if not np.isfinite(self.model.running).all():  # an overflowing variance mutes its channel: the loss is fine
             raise self._diverged(f"the statistics of a normalisation overflow at step {self.step + 1}")
-        self.model.backward(dlogits)
+        self.model.backward(dlogits, dfeatures)
+        loss += self.criterion.on_parameters(self.model.params, self.model.grads)
         if not math.isfinite(clip_gradient(self.model.gradient, self.config.clip)):
             raise self._diverged(f"the gradient is not finite at step {self.step + 1}")
         self.optimiser.step(self.step + 1, self.rate(self.step))
@@ -246,6 +256,11 @@ class _Run:
         """Take the state up from the run directory; TrainError if it belongs to another run."""
         path = self.directory / LAST
         arrays, description = load_checkpoint(path)
+        try:  # through the constructors: a checkpoint may be older than a field, which then had its default
+            description["graph"] = Graph.from_dict(description["graph"]).to_dict()
+            description["config"] = asdict(TrainConfig(**description["config"]))
+        except (ConfigError, TypeError, KeyError):
+            pass  # described as made with another one, below
         for key, mine in self._identity.items():
             if description.get(key) != mine:
                 raise TrainError(
@@ -314,6 +329,7 @@ def train(
     run_dir: str | Path,
     *,
     start: Mapping[str, np.ndarray] | None = None,
+    teacher: Signals | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
@@ -321,7 +337,8 @@ def train(
     """Train ``graph`` and choose checkpoints by validation macro-F1.
 
     Training begins at the parameters ``start`` (of an earlier run, or fitted to one by `pyhtpw.quant.fit`) instead of
-    fresh ones.
+    fresh ones.  ``teacher`` has the outputs of a teacher for the windows of ``train_split``, for the terms of the
+    objective that compare with one.
 
     With ``resume`` the run in ``run_dir`` goes on where it was saved; otherwise a new run starts there and replaces
     the files of an older one.  ``progress`` is called after every step with a dict: step (updates done), steps, loss
@@ -330,7 +347,7 @@ def train(
     Setting ``stop`` ends the run after the step in progress: the state is saved and the result has ``stopped``.
     Ctrl-C (or KeyboardInterrupt from ``progress``) saves the same way and then raises KeyboardInterrupt.
 
-    Raises DataError for unusable splits, ConfigError for a config or a start that does not fit the graph, and
+    Raises DataError for unusable splits, ConfigError for a config, start or teacher that does not fit the graph, and
     TrainError for a directory that cannot be written, a checkpoint of another run, and a loss that is not finite.
     """
     began = time.monotonic()
@@ -349,7 +366,10 @@ def train(
             data["start_crc32"] = zlib.crc32(
                 np.ascontiguousarray(start[name], np.float32).tobytes(), data["start_crc32"]
             )
-    run = _Run(graph, config, Path(run_dir), data, start)
+    criterion = Criterion(config.objective, graph, labels, teacher)
+    if teacher is not None:
+        data["teacher"] = teacher.key
+    run = _Run(graph, config, Path(run_dir), data, start, criterion)
     if resume:
         run.load()
     else:
@@ -360,8 +380,8 @@ def train(
     with single_blas(), interrupt:
         timed_from: tuple[int, float] | None = None
         while run.step < config.steps and not interrupt.requested and not (stop is not None and stop.is_set()):
-            x, y = load_batch(train_split, sampler, config.seed, run.step, config.batch, config.augment)
-            loss = run.advance(x, y)
+            x, y, index = load_batch(train_split, sampler, config.seed, run.step, config.batch, config.augment)
+            loss = run.advance(x, y, index)
             found = None
             if run.step % config.eval_every == 0 or run.step == config.steps:
                 found = run.validate(val_split.x, val_labels)
