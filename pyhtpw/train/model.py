@@ -199,6 +199,21 @@ class Model:
             self._expander.backward(self.params, grads)
         return self.grads
 
+    def first_not_finite(self) -> str:
+        """Where the last passes first left the finite numbers: a node's statistics or output, else a gradient; "" if
+        they did not."""
+        for node in self.graph.nodes:
+            for part in ("mean", "var"):
+                if not np.isfinite(self.params.get(f"{node.name}.{part}", 0.0)).all():
+                    return f"the {part} of node {node.name!r}"
+            if not np.isfinite(self._outputs[node.name]).all():
+                return f"the output of node {node.name!r}"
+        place = {node.name: -i for i, node in enumerate(self.graph.nodes)}  # the backward pass meets the last first
+        for name in sorted(self.grads, key=lambda name: place.get(name.partition(".")[0], 1)):
+            if not np.isfinite(self.grads[name]).all():
+                return f"the gradient of {name!r}"
+        return ""
+
     def project(self) -> None:
         """Put the parameters back where they must stay after an optimiser moved them: gammas and gains >= MIN_GAMMA."""
         for name, value in self.params.items():

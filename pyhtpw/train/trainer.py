@@ -52,7 +52,8 @@ class TrainConfig:
     ``lr`` is the peak rate, reached after ``warmup`` steps.  ``clip`` is the largest gradient norm, 0 for no limit.
     ``ema`` is the decay of the moving average.  ``balance`` and ``augment`` are explained in
     `pyhtpw.train.batches`, ``objective`` (also a mapping) in `pyhtpw.train.objective`.  Validation runs every
-    ``eval_every`` steps and after the last one.
+    ``eval_every`` steps and after the last one; after ``patience`` validations in a row in which neither the raw nor
+    the averaged weights got better than ever before, the run ends (0: never).
     """
 
     steps: int
@@ -64,12 +65,13 @@ class TrainConfig:
     ema: float = 0.999
     balance: float | str = "none"
     eval_every: int = 100
+    patience: int = 0
     seed: int = 0
     augment: Mapping[str, float] = field(default_factory=dict)
     objective: Objective = Objective()  # noqa: RUF009  frozen
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("patience", 0), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; give a whole number of at least {least}")
@@ -105,7 +107,7 @@ class TrainResult:
     was stopped before its first validation they are the weights as they stand, and the scores are None. ``curves``
     has one dict per validation with the keys `CURVE_COLUMNS`; its loss is the mean since the last one.  ``steps``
     counts the updates done, ``stopped`` says whether a stop event cut the run short, ``seconds`` is the wall time of
-    this call.
+    this call, ``early`` says whether the run ended because patience did.
     """
 
     params: dict[str, np.ndarray]
@@ -120,6 +122,7 @@ class TrainResult:
     steps: int
     stopped: bool
     seconds: float
+    early: bool = False
 
 
 class _Interrupt:
@@ -185,13 +188,15 @@ class _Run:
         logits = self.model.forward(x, training=True)
         loss, dlogits, dfeatures = self.criterion.on_batch(logits, labels, self.model.features, index)
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss} at step {self.step + 1}")
+            raise self._diverged(f"the loss is {loss}", f"at step {self.step + 1}", self.model)
         if not np.isfinite(self.model.running).all():  # an overflowing variance mutes its channel: the loss is fine
-            raise self._diverged(f"the statistics of a normalisation overflow at step {self.step + 1}")
+            raise self._diverged("a normalisation overflows", f"at step {self.step + 1}", self.model)
         self.model.backward(dlogits, dfeatures)
         loss += self.criterion.on_parameters(self.model.params, self.model.grads)
         if not math.isfinite(clip_gradient(self.model.gradient, self.config.clip)):
-            raise self._diverged(f"the gradient is not finite at step {self.step + 1}")
+            raise self._diverged("the gradient is not finite", f"at step {self.step + 1}", self.model)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss on parameters is {loss}", f"at step {self.step + 1}", self.model)
         self.optimiser.step(self.step + 1, self.rate(self.step))
         self.ema.update(self.model, self.step + 1)
         self.losses.append(loss)
@@ -202,16 +207,26 @@ class _Run:
         """Learning rate of step ``step``, counted from 0."""
         return learning_rate(step, self.config.steps, self.config.lr, self.config.warmup)
 
-    def _diverged(self, what: str) -> TrainError:
-        where = self.directory / LAST
-        return TrainError(f"{what}; the last good checkpoint is {where} (step {self.saved_step}): lower lr or clip")
+    def _diverged(self, what: str, when: str, model: Model) -> TrainError:
+        place, where = model.first_not_finite(), self.directory / LAST
+        if place:
+            what += f" (first not finite: {place})"
+        return TrainError(
+            f"{what} {when}; the last good checkpoint is {where} (step {self.saved_step}): lower lr or clip"
+        )
 
     def validate(self, x: np.ndarray, labels: np.ndarray) -> Score:
         """Score raw and averaged weights, keep what is best, and save all; the raw weights' score."""
-        raw = score(self.model.infer(x), labels)
-        averaged = score(self.ema.model.infer(x), labels)
-        if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
-            raise self._diverged(f"the validation loss is not finite after step {self.step}")
+        found = []
+        for model in (self.model, self.ema.model):
+            logits = model.infer(x)
+            found.append(score(logits, labels))
+            if not math.isfinite(found[-1].loss):
+                bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]
+                if len(bad):
+                    model.forward(x[bad])  # again, to see where
+                raise self._diverged("the validation loss is not finite", f"after step {self.step}", model)
+        raw, averaged = found
         self.best = self._better(self.best, raw, self.model, BEST)
         self.best_ema = self._better(self.best_ema, averaged, self.ema.model, BEST_EMA)
         loss = math.fsum(self.losses) / len(self.losses)
@@ -220,6 +235,14 @@ class _Run:
         self.losses = []
         self.save()
         return raw
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out: a function of the saved state, so that resuming comes to the same end."""
+        if not self.config.patience or self.best is None or self.best_ema is None:
+            return False
+        since = max(self.best.step, self.best_ema.step)
+        return sum(row["step"] > since for row in self.curves) >= self.config.patience
 
     def _better(self, best: Best | None, found: Score, model: Model, file: str) -> Best:
         """The better of ``best`` and ``model`` with the score ``found``; of equals the earlier one."""
@@ -307,6 +330,7 @@ class _Run:
             steps=self.step,
             stopped=stopped,
             seconds=seconds,
+            early=self.exhausted and self.step < self.config.steps,
         )
 
 
@@ -351,7 +375,7 @@ def train(
     TrainError for a directory that cannot be written, a checkpoint of another run, and a loss that is not finite.
     """
     began = time.monotonic()
-    check_augment(config.augment, graph.input_shape[0])
+    check_augment(config.augment, graph.input_shape)
     labels = check_split(train_split, graph, "training", every_class=True)
     val_labels = check_split(val_split, graph, "validation", every_class=False)
     data = {
@@ -379,7 +403,9 @@ def train(
     interrupt = _Interrupt()
     with single_blas(), interrupt:
         timed_from: tuple[int, float] | None = None
-        while run.step < config.steps and not interrupt.requested and not (stop is not None and stop.is_set()):
+        while run.step < config.steps and not run.exhausted:
+            if interrupt.requested or (stop is not None and stop.is_set()):
+                break
             x, y, index = load_batch(train_split, sampler, config.seed, run.step, config.batch, config.augment)
             loss = run.advance(x, y, index)
             found = None
@@ -402,7 +428,7 @@ def train(
                     progress(report)
                 except KeyboardInterrupt:
                     interrupt.requested = True
-        stopped = run.step < config.steps
+        stopped = run.step < config.steps and not run.exhausted
         if stopped:
             run.save()
     if interrupt.requested:
