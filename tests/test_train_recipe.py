@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+from test_train_model import every_op
 from test_train_trainer import CONFIG, STEPS, TRAIN, VAL, contents, graph_of, same
 
 from pyhtpw import nets
@@ -232,12 +233,13 @@ def test_gradients_that_are_not_finite_are_named_from_the_back():
 # -- all at once -------------------------------------------------------------------------------------------------------
 
 
-def test_everything_on_same_bytes_for_threads_and_resume(told, tmp_path):
-    whole = train(graph_of(), TRAIN, VAL, FULL, tmp_path / "whole", teacher=told)
+@pytest.mark.parametrize("graph", [graph_of(), every_op((STEPS, 1), 2)], ids=lambda g: g.name)
+def test_everything_on_same_bytes_for_threads_and_resume(graph, told, tmp_path):
+    whole = train(graph, TRAIN, VAL, FULL, tmp_path / "whole", teacher=told)
     if numba.config.NUMBA_NUM_THREADS > 1:
         numba.set_num_threads(1)
         try:
-            train(graph_of(), TRAIN, VAL, FULL, tmp_path / "one", teacher=told)
+            train(graph, TRAIN, VAL, FULL, tmp_path / "one", teacher=told)
         finally:
             numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
         assert contents(tmp_path / "one") == contents(tmp_path / "whole")
@@ -249,8 +251,8 @@ def test_everything_on_same_bytes_for_threads_and_resume(told, tmp_path):
                 stop.set()
 
         directory = tmp_path / str(at)
-        assert train(graph_of(), TRAIN, VAL, FULL, directory, teacher=told, progress=watch, stop=stop).stopped
-        assert same(train(graph_of(), TRAIN, VAL, FULL, directory, teacher=told, resume=True), whole)
+        assert train(graph, TRAIN, VAL, FULL, directory, teacher=told, progress=watch, stop=stop).stopped
+        assert same(train(graph, TRAIN, VAL, FULL, directory, teacher=told, resume=True), whole)
         assert contents(directory) == contents(tmp_path / "whole")
-    plain = train(graph_of(), TRAIN, VAL, TrainConfig(**{**vars(FULL), "objective": {}}), tmp_path / "plain")
+    plain = train(graph, TRAIN, VAL, TrainConfig(**{**vars(FULL), "objective": {}}), tmp_path / "plain")
     assert not same(plain, whole)

@@ -12,7 +12,7 @@ from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
 from pyhtpw.train.heads import Expander
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.layers import chain
+from pyhtpw.train.layers import Dropout, chain
 from pyhtpw.train.workspace import Workspace
 
 MIN_GAMMA = 1e-3
@@ -44,6 +44,8 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
         elif part == "ids":
             entries = graph.plan.heads[graph.plan.head_of[owner]].spec.entries
             params[name] = rng.permutation(np.arange(shape[0]) % entries).astype(float)
+        elif owner.endswith(".expand"):  # what follows is a sigmoid
+            params[name] = rng.standard_normal(shape) * np.sqrt(1.0 / shape[1])
         else:
             fan_in, gain = _fan(ops[owner], shape) if owner in ops else (prod(shape[1:]), 2.0)
             params[name] = rng.standard_normal(shape) * np.sqrt(gain / fan_in)
@@ -126,6 +128,13 @@ class Model:
         self._ready = False  # a training forward pass is waiting for its backward pass
 
     # -- passes -------------------------------------------------------------------------------------------------------
+
+    def reseed(self, *key: int) -> None:
+        """Let the dropouts of the next forward pass depend on ``key`` (a run's seed and step) and nothing else."""
+        for layers in self._chains.values():
+            for layer in layers:
+                if isinstance(layer, Dropout):
+                    layer.key = key
 
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """Logits (N,classes) of windows x (N,T,C); in training the running statistics move.

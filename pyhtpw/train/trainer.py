@@ -185,6 +185,7 @@ class _Run:
 
         TrainError, before any weight moved, if anything is not finite.
         """
+        self.model.reseed(self.config.seed, self.step)
         logits = self.model.forward(x, training=True)
         loss, dlogits, dfeatures = self.criterion.on_batch(logits, labels, self.model.features, index)
         if not math.isfinite(loss):
