@@ -98,7 +98,8 @@ def run(model, x, whole=False):
                 )
             y = _rq(terms[0] + terms[1], s.multipliers[2], np.int64(s.shifts[2])) + op.out.zero_point
         elif op.kind == "avgpool":
-            n, t = a.shape[1], a.sum(axis=1, keepdims=True)
+            n, stride = op.window.kernel[1], op.window.stride[1]
+            t = np.stack([a[:, o * stride : o * stride + n].sum(axis=1) for o in range(op.out.w)], axis=1)
             y = np.where(t > 0, (t + n // 2) // n, -((-t + n // 2) // n))
         else:
             w, v = kernel(model, op).astype(np.int64), a - zp

@@ -89,6 +89,7 @@ def test_json_round_trip(name):
 
 
 POOL = Node("pool", "avgpool", ("input",), 3)
+READS_A = replace(POOL, inputs=("a",))
 FC = Node("fc", "fc", ("pool",), 2)
 
 
@@ -113,6 +114,18 @@ def graph_of(*nodes, shape=(10, 3), classes=2):
         ((Node("a", "conv", ("input",), 3, kernel=2.0), POOL, FC), "node 'a'.*kernel"),
         ((Node("a", "pointwise", ("input",), 3, stride=2), POOL, FC), "node 'a'.*no taps"),
         ((replace(POOL, head="tiled"), FC), "node 'pool'.*no kernel"),
+        ((Node("a", "conv", ("input",), 3, norm="layer"), POOL, FC), "node 'a'.*norm is 'layer'.*batch, group"),
+        ((Node("a", "maxpool", ("input",), 3), POOL, FC), "node 'a'.*one step at a time"),
+        ((Node("a", "avgpool", ("input",), 3, 1, 2), POOL, FC), "node 'a'.*one step at a time"),
+        ((Node("a", "maxpool", ("input",), 3, 11), READS_A, FC), "node 'a'.*kernel is 11 but there are 10 steps"),
+        ((Node("a", "maxpool", ("input",), 4, 2), READS_A, FC), "node 'a'.*3 input channels"),
+        ((Node("a", "silu", ("input",), 4), READS_A, FC), "node 'a'.*3 input channels"),
+        ((Node("a", "silu", ("input",), 3, norm="batch"), POOL, FC), "node 'a'.*normalised"),
+        ((Node("a", "silu", ("input",), 3, kernel=2), POOL, FC), "node 'a'.*no taps"),
+        ((Node("a", "squeeze_excite", ("input",), 3), POOL, FC), "node 'a'.*hidden is 0"),
+        ((Node("a", "conv", ("input",), 3, hidden=2), POOL, FC), "node 'a'.*no hidden layer"),
+        ((Node("a", "dropout", ("input",), 3, rate=1), POOL, FC), "node 'a'.*rate is 1"),
+        ((Node("a", "conv", ("input",), 3, rate=0.5), POOL, FC), "node 'a'.*drops nothing"),
         ((replace(POOL, head="stored:bits=4"), FC), "node 'pool'.*no kernel"),
         ((Node("a", "add", ("input",), 3), POOL, FC), "node 'a'.*give 2"),
         ((Node("head", "conv", ("input",), 3), POOL, FC), "node 'head'"),
@@ -128,6 +141,44 @@ def test_errors_name_the_node(nodes, said):
     with pytest.raises(ConfigError, match=said) as caught:
         graph_of(*nodes)
     assert "\n" not in str(caught.value)
+
+
+def test_nodes_of_other_networks():
+    nodes = (
+        Node("a", "conv", ("input",), 6, 3, norm="group"),
+        Node("act", "silu", ("a",), 6),
+        Node("top", "maxpool", ("act",), 6, 2, 2),
+        Node("se", "squeeze_excite", ("top",), 6, hidden=2),
+        Node("mean", "avgpool", ("se",), 6, 3, 1),
+        Node("drop", "dropout", ("mean",), 6, rate=0.5),
+        Node("pool", "avgpool", ("drop",), 6),
+        Node("fc", "fc", ("pool",), 2),
+    )
+    graph = graph_of(*nodes, shape=(11, 3))
+    assert graph.shapes() == {
+        "input": (11, 3), "a": (11, 6), "act": (11, 6), "top": (5, 6), "se": (5, 6), "mean": (3, 6), "drop": (3, 6),
+        "pool": (1, 6), "fc": (1, 2),
+    }  # fmt: skip
+    assert graph.parameter_shapes() == {
+        "a.weight": (6, 3, 3), "a.gamma": (6,), "a.beta": (6,), "se.reduce.weight": (2, 6), "se.reduce.bias": (2,),
+        "se.expand.weight": (6, 2), "se.expand.bias": (6,), "fc.weight": (2, 6), "fc.bias": (2,),
+    }  # fmt: skip
+    assert graph.macs() == {"a": 11 * 54, "se": 24, "fc": 12}
+    assert Graph.from_dict(json.loads(json.dumps(graph.to_dict()))) == graph
+
+
+def test_truth_values_of_norm_are_batch_and_none():
+    assert Node("a", "conv", ("input",), 3, norm=True) == Node("a", "conv", ("input",), 3, norm="batch")
+    assert Node("a", "conv", ("input",), 3, norm=False) == Node("a", "conv", ("input",), 3)
+    plain = nets.build("separable", t=40).to_dict()
+    older = {  # as descriptions were written before there was a choice
+        **plain,
+        "nodes": [
+            {**{k: v for k, v in n.items() if k not in ("hidden", "rate")}, "norm": bool(n["norm"])}
+            for n in plain["nodes"]
+        ],
+    }
+    assert Graph.from_dict(older).to_dict() == plain
 
 
 def test_other_bad_graphs():

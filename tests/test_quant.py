@@ -11,7 +11,7 @@ from hypothesis import given
 
 from pyhtpw.errors import ConfigError, QuantiseError
 from pyhtpw.image.integer import Generated
-from pyhtpw.nets import build
+from pyhtpw.nets import Graph, Node, build
 from pyhtpw.quant import quantise
 from pyhtpw.quant.generator import kernel_of
 from pyhtpw.quant.heads import quantise_heads
@@ -297,3 +297,44 @@ def test_bad_models_are_named():
     x[3, 4] = np.nan
     with pytest.raises(QuantiseError, match="calibration"):
         quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=1.0)
+
+
+def around(*nodes: Node) -> Graph:
+    """A network of ``nodes``, the first of which reads the input and the last of which has 4 channels."""
+    ends = (Node("pool", "avgpool", (nodes[-1].name,), 4), Node("fc", "fc", ("pool",), 2))
+    return Graph("around", (24, 2), 2, (*nodes, *ends))
+
+
+STEM = Node("stem", "conv", ("input",), 4, 3, norm=True, relu=True)
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (Node("n", "maxpool", ("stem",), 4, 2, 2), "node n: maxpool has no integer form"),
+        (Node("n", "silu", ("stem",), 4), "node n: silu has no integer form"),
+        (Node("n", "squeeze_excite", ("stem",), 4, hidden=2), "node n: squeeze_excite has no integer form"),
+        (Node("n", "pointwise", ("stem",), 4, norm="group"), "node n: norm 'group'"),
+    ],
+)
+def test_nodes_without_an_integer_form_are_named(node, said):
+    graph = around(STEM, node)
+    with pytest.raises(QuantiseError, match=said) as caught:
+        quantise(graph, Model(graph).state(), np.zeros((4, 24, 2)), classes=("a", "b"), sample_rate=1.0)
+    assert "\n" not in str(caught.value)
+
+
+def test_pools_of_windows_and_dropout_are_integer_operators_or_nothing():
+    graph = around(
+        STEM,
+        Node("mean", "avgpool", ("stem",), 4, 5, 3),
+        Node("drop", "dropout", ("mean",), 4, rate=0.5),
+        Node("pw", "pointwise", ("drop",), 4, norm=True, relu=True),
+    )
+    x = np.random.default_rng(1).standard_normal((50, 24, 2)).astype(np.float32)
+    model = Model(graph, seed=1)
+    for _ in range(20):
+        model.forward(x, training=True)
+    integer = quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=1.0)
+    assert [op.name for op in integer.ops] == ["stem", "mean", "pw", "pool", "fc"]
+    assert agreement(integer, model, x) > 0.99

@@ -13,6 +13,7 @@ from pyhtpw.train.workspace import Workspace
 TOLERANCE = 1e-6
 # (windows, steps, channels in, taps, stride): one step, more taps than steps, strides beyond the taps, uneven runs
 SHAPES = [(3, 11, 3, 5, 2), (1, 1, 1, 3, 1), (9, 7, 2, 4, 3), (5, 2, 5, 7, 4), (17, 6, 1, 1, 1), (2, 9, 4, 1, 2)]
+POOLS = [(2, 2), (3, 1), (2, 3), (11, 1), (4, 3)]  # kernel, stride: overlapping, gaps, all at once, a rest at the end
 
 
 def central_difference(function, array, step=1e-5):
@@ -41,9 +42,15 @@ def params_of(node, channels, rng):
         params[f"{node.name}.weight"] = rng.standard_normal(node.weight_shape(channels))
     if node.op == "fc":
         params[f"{node.name}.bias"] = rng.standard_normal(node.cout)
+    if node.op == "squeeze_excite":
+        params[f"{node.name}.reduce.weight"] = rng.standard_normal((node.hidden, channels))
+        params[f"{node.name}.reduce.bias"] = rng.standard_normal(node.hidden)
+        params[f"{node.name}.expand.weight"] = rng.standard_normal((channels, node.hidden))
+        params[f"{node.name}.expand.bias"] = rng.standard_normal(channels)
     if node.norm:
         params[f"{node.name}.gamma"] = rng.uniform(0.5, 1.5, node.cout)
         params[f"{node.name}.beta"] = rng.standard_normal(node.cout)
+    if node.norm == "batch":
         params[f"{node.name}.mean"] = rng.standard_normal(node.cout)
         params[f"{node.name}.var"] = rng.uniform(0.5, 1.5, node.cout)
     return params
@@ -81,7 +88,9 @@ def check_layer(node, shapes, seed):
 
 # One value has no variance: its normalised value is constant and its gradient noise, so such a shape goes without.
 @pytest.mark.parametrize(
-    ("norm", "shape"), [(norm, s) for norm in (False, True) for s in SHAPES if not norm or s[0] * s[1] > 1]
+    ("norm", "shape"),
+    [(norm, s) for norm in (False, True) for s in SHAPES if not norm or s[0] * s[1] > 1]
+    + [("group", s) for s in SHAPES if s[1] * s[2] > 1],
 )
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("op", ["conv", "depthwise"])
@@ -96,10 +105,19 @@ def test_convolution_gradients(op, relu, norm, shape):
     [
         (Node("n", "pointwise", ("a",), 5, norm=True, relu=True), [(9, 7, 3)]),
         (Node("n", "pointwise", ("a",), 1), [(2, 1, 4)]),
+        (Node("n", "pointwise", ("a",), 5, norm="group", relu=True), [(9, 7, 3)]),
+        (Node("n", "pointwise", ("a",), 3, norm="group"), [(17, 1, 4)]),
         (Node("n", "add", ("a", "b"), 3), [(4, 5, 3), (4, 5, 3)]),
         (Node("n", "add", ("a", "b"), 3, relu=True), [(4, 5, 3), (4, 5, 3)]),
         (Node("n", "avgpool", ("a",), 3), [(4, 7, 3)]),
         (Node("n", "fc", ("a",), 4), [(5, 1, 3)]),
+        *[(Node("n", op, ("a",), 3, k, s), [(9, 11, 3)]) for op in ("avgpool", "maxpool") for k, s in POOLS],
+        (Node("n", "silu", ("a",), 3), [(9, 7, 3)]),
+        (Node("n", "silu", ("a",), 1), [(1, 1, 1)]),
+        (Node("n", "squeeze_excite", ("a",), 5, hidden=3), [(9, 7, 5)]),
+        (Node("n", "squeeze_excite", ("a",), 1, hidden=1), [(2, 1, 1)]),
+        (Node("n", "dropout", ("a",), 3, rate=0.3), [(5, 7, 3)]),
+        (Node("n", "dropout", ("a",), 3), [(5, 7, 3)]),
     ],
 )
 def test_other_gradients(node, shapes):
@@ -144,6 +162,67 @@ def test_normalisation_matches_its_definition():
     again = run(layers, [x], params, training=False)
     expected = (x - params["n.mean"]) / np.sqrt(params["n.var"] + EPSILON) * params["n.gamma"] + params["n.beta"]
     np.testing.assert_allclose(again, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("taps", "stride"), POOLS)
+def test_pools_match_their_definition(taps, stride):
+    x = np.random.default_rng(5).standard_normal((9, 11, 3))
+    starts = range(0, 11 - taps + 1, stride)
+    for op, reduce in (("avgpool", np.mean), ("maxpool", np.max)):
+        found = run(chain(Node("n", op, ("a",), 3, taps, stride), Workspace(np.float64)), [x], {})
+        expected = np.stack([reduce(x[:, t : t + taps], axis=1) for t in starts], axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_first_of_equal_values_has_the_gradient():
+    (layer,) = chain(Node("n", "maxpool", ("a",), 1, 3, 2), Workspace(np.float64))
+    layer.forward([np.array([[[2.0], [2.0], [1.0], [1.0], [1.0]]])], {}, True)
+    (found,) = layer.backward(np.array([[[1.0], [10.0]]]), {}, {}, True)
+    np.testing.assert_array_equal(found[0, :, 0], [1, 0, 10, 0, 0])
+
+
+def test_group_normalisation_matches_its_definition():
+    rng = np.random.default_rng(4)
+    node = Node("n", "pointwise", ("input",), 3, norm="group")
+    params = {**params_of(node, 3, rng), "n.weight": np.eye(3)}
+    x = rng.standard_normal((11, 5, 3)) * 2 + 1e4  # a large mean: the variance must not cancel
+    for training in (True, False):
+        found = run(chain(node, Workspace(np.float64)), [x], params, training)
+        mean, variance = x.mean(axis=(1, 2), keepdims=True), x.var(axis=(1, 2), keepdims=True)
+        expected = (x - mean) / np.sqrt(variance + EPSILON) * params["n.gamma"] + params["n.beta"]
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_silu_and_squeeze_excite_match_their_definitions():
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((3, 4, 5)) * 3
+    silu = Node("n", "silu", ("a",), 5)
+    np.testing.assert_allclose(run(chain(silu, Workspace(np.float64)), [x], {}), x / (1 + np.exp(-x)), rtol=1e-12)
+    node = Node("n", "squeeze_excite", ("a",), 5, hidden=2)
+    p = params_of(node, 5, rng)
+    inner = np.maximum(x.mean(1) @ p["n.reduce.weight"].T + p["n.reduce.bias"], 0)
+    gate = 1 / (1 + np.exp(-(inner @ p["n.expand.weight"].T + p["n.expand.bias"])))
+    np.testing.assert_allclose(run(chain(node, Workspace(np.float64)), [x], p), x * gate[:, None], rtol=1e-12)
+    big = np.array([-1e4, -90, 0, 90, 1e4], np.float32).reshape(1, 1, 5)
+    found = run(chain(silu, Workspace(np.float32)), [big], {})
+    np.testing.assert_allclose(found[0, 0], [0, 0, 0, 90, 1e4], atol=1e-30)
+
+
+def test_dropout_depends_on_its_key_and_name_and_is_off_in_use():
+    x = np.ones((40, 30, 3), np.float32)
+
+    def out(key, name="n", training=True):
+        (layer,) = chain(Node(name, "dropout", ("a",), 3, rate=0.25), Workspace(np.float32))
+        layer.key = key
+        return layer.forward([x], {}, training)
+
+    found = out((7, 3))
+    assert set(np.unique(found)) == {0, np.float32(1 / 0.75)}
+    assert np.mean(found == 0) == pytest.approx(0.25, abs=0.03)
+    np.testing.assert_array_equal(found, out((7, 3)))
+    assert not np.array_equal(found, out((7, 4)))
+    assert not np.array_equal(found, out((7, 3), "m"))
+    np.testing.assert_array_equal(out((7, 3), training=False), x)
 
 
 @pytest.mark.parametrize("windows", [1, 2, 7, 8, 9, 64, 65])

@@ -40,11 +40,30 @@ def branching():
     return Graph("branching", (6, 3), 2, nodes)
 
 
-@pytest.mark.parametrize("graph", [small(), small(generated=False), branching()], ids=lambda g: g.name)
+def every_op(shape=(13, 2), classes=3):
+    """Each node op there is, both normalisations, a generated kernel, pools that leave a rest."""
+    nodes = (
+        Node("a", "conv", ("input",), 5, 3, norm="group", head="tiled:dz=2,hidden=3,tile=4"),
+        Node("act", "silu", ("a",), 5),
+        Node("top", "maxpool", ("act",), 5, 3, 2),
+        Node("se", "squeeze_excite", ("top",), 5, hidden=2),
+        Node("dw", "depthwise", ("se",), 5, 3, norm="batch", relu=True),
+        Node("sum", "add", ("top", "dw"), 5),
+        Node("mean", "avgpool", ("sum",), 5, 2, 2),
+        Node("pw", "pointwise", ("mean",), 4, norm="group", relu=True),
+        Node("pool", "avgpool", ("pw",), 4),
+        Node("drop", "dropout", ("pool",), 4, rate=0.4),
+        Node("fc", "fc", ("drop",), classes),
+    )
+    return Graph("every_op", shape, classes, nodes)
+
+
+@pytest.mark.parametrize("graph", [small(), small(generated=False), branching(), every_op()], ids=lambda g: g.name)
 def test_gradient_of_the_whole_network(graph):
     rng = np.random.default_rng(0)
     model = Model(graph, seed=3, dtype=np.float64)
     model.quantise_codes = False
+    model.reseed(1, 2)
     # Random gains, shifts and biases: at their start of 1 and 0 some mistakes do not show, and ReLUs sit at their kink.
     model.trained += 0.1 * rng.standard_normal(model.trained.size)
     x = rng.standard_normal((9, *graph.input_shape))
@@ -85,8 +104,8 @@ def test_rounding_of_codes_is_straight_through():
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine offers one thread")
 @pytest.mark.parametrize("windows", [1, 13, 64])
-def test_threads_do_not_change_a_byte(windows):
-    graph = small()
+@pytest.mark.parametrize("graph", [small(), every_op()], ids=lambda g: g.name)
+def test_threads_do_not_change_a_byte(graph, windows):
     x = np.random.default_rng(2).standard_normal((windows, *graph.input_shape)).astype(np.float32)
     found = []
     for threads in (1, 2):
@@ -95,7 +114,7 @@ def test_threads_do_not_change_a_byte(windows):
             model = Model(graph, seed=2)
             with single_blas():
                 logits = model.forward(x, training=True).copy()
-                model.backward(np.ones_like(logits))
+                model.backward(np.arange(logits.size, dtype=np.float32).reshape(logits.shape) / logits.size)
         finally:
             numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
         found.append((logits.tobytes(), model.gradient.tobytes(), model.running.tobytes()))

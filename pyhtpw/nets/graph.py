@@ -8,7 +8,9 @@ Parameters are a flat dict of arrays; their names and shapes are fixed here (`Gr
 ====================  =======================================================================================
 ``{node}.weight``     conv (Cout,K,Cin), depthwise (K,C), stored pointwise (Cout,Cin), fc (Cout,Cin)
 ``{node}.bias``       fc only, (Cout,)
-``{node}.gamma``      with norm, (Cout,); also ``.beta``, and the running statistics ``.mean`` and ``.var``
+``{node}.gamma``      with norm, (Cout,); also ``.beta``, and with norm "batch" the running ``.mean`` and ``.var``
+``{node}.reduce.*``   squeeze_excite only, the first layer: weight (hidden, C), bias (hidden,)
+``{node}.expand.*``   and the second: weight (C, hidden), bias (C,)
 ``{node}.codes``      generated kernels in place of the weight, (tiles, dz); tiles is 1 for dense and factorised heads
 ``{node}.ids``        codebooks in place of the weight, (tiles,): whole numbers, which no optimiser touches
 ``generator.{i}.*``   hidden layer i of a generator: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,)
@@ -36,7 +38,10 @@ from typing import Any
 from pyhtpw.errors import ConfigError
 from pyhtpw.nets.heads import HeadSpec, Plan, make_plan, node_kind, resolve_keys
 
-OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "fc")
+OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout", "fc")
+NORMS = ("batch", "group")
+"""Normalisations: per channel over the batch (running statistics when in use), or per window over all of its steps and
+channels with one gain and shift per channel (GroupNorm with one group: the same in training and in use)."""
 INPUT = "input"
 RUNNING = ("mean", "var", "ids")
 """Last parts of the names of parameters that no optimiser touches: running statistics, and the ids of codebooks."""
@@ -44,6 +49,8 @@ RUNNING = ("mean", "var", "ids")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RESERVED = (INPUT, "generator", "head")  # the first is an input's name, the others start parameter names
 _KERNEL_OPS = ("conv", "depthwise")
+_POOL_OPS = ("avgpool", "maxpool")
+_KEEPING_OPS = ("depthwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout")
 _WEIGHT_OPS = ("conv", "depthwise", "pointwise", "fc")
 _NORM_OPS = ("conv", "depthwise", "pointwise")
 _RELU_OPS = (*_NORM_OPS, "add")
@@ -63,12 +70,22 @@ def same_padding(t: int, k: int, s: int) -> tuple[int, int]:
     return out, total // 2
 
 
+def pool_windows(t: int, k: int, s: int) -> int:
+    """Output steps of a pool of ``k`` steps and stride ``s`` over ``t`` steps: whole windows only, no padding."""
+    return (t - k) // s + 1
+
+
 @dataclass(frozen=True)
 class Node:
-    """One operator, with the batch normalisation and ReLU directly behind it.
+    """One operator, with the normalisation and ReLU directly behind it.
 
-    ``inputs`` are names of earlier nodes or "input".  ``head`` says where the kernel comes from; text is parsed
-    (`pyhtpw.nets.heads`).
+    ``inputs`` are names of earlier nodes or "input".  ``norm`` is one of `NORMS`, or "" for none; True is "batch" and
+    False "".  ``head`` says where the kernel comes from; text is parsed (`pyhtpw.nets.heads`).
+
+    An avgpool with kernel and stride 1 is the mean over all time; other pools take whole windows of ``kernel`` steps,
+    ``stride`` apart.  ``hidden`` is the width between the two layers of a squeeze_excite: channels times
+    sigmoid(expand(relu(reduce(mean over time)))).  ``rate`` is the share of values that a dropout puts to 0 in
+    training, the others growing to make up for it.
     """
 
     name: str
@@ -77,9 +94,11 @@ class Node:
     cout: int
     kernel: int = 1
     stride: int = 1
-    norm: bool = False
+    norm: str | bool = ""
     relu: bool = False
     head: HeadSpec = HeadSpec()  # noqa: RUF009  frozen
+    hidden: int = 0
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         try:
@@ -87,6 +106,13 @@ class Node:
         except ConfigError as error:
             raise self._fail(str(error)) from error
         object.__setattr__(self, "inputs", (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs))
+        if isinstance(self.norm, bool):
+            object.__setattr__(self, "norm", "batch" if self.norm else "")
+
+    @property
+    def pools_all(self) -> bool:
+        """Whether this is a mean over all time."""
+        return self.op == "avgpool" and (self.kernel, self.stride) == (1, 1)
 
     def _fail(self, problem: str) -> ConfigError:
         return ConfigError(f"node {self.name!r} ({self.op}): {problem}")
@@ -106,10 +132,23 @@ class Node:
         for name in ("cout", "kernel", "stride"):
             if not _is_count(getattr(self, name)):
                 raise self._fail(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
-        if self.op not in _KERNEL_OPS and (self.kernel, self.stride) != (1, 1):
+        if self.op not in (*_KERNEL_OPS, *_POOL_OPS) and (self.kernel, self.stride) != (1, 1):
             raise self._fail("has no taps; leave kernel and stride at 1")
+        if self.op in _POOL_OPS and self.kernel == 1 and not self.pools_all:
+            raise self._fail("pools one step at a time; give a kernel of at least 2")
+        if self.norm and self.norm not in NORMS:
+            raise self._fail(f"norm is {self.norm!r}; choose one of {', '.join(NORMS)}, or '' for none")
         if self.norm and self.op not in _NORM_OPS:
             raise self._fail("cannot be normalised; set norm to False")
+        if self.op == "squeeze_excite":
+            if not _is_count(self.hidden):
+                raise self._fail(f"hidden is {self.hidden!r}; give a whole number of at least 1")
+        elif self.hidden != 0:
+            raise self._fail("has no hidden layer; leave hidden at 0")
+        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)) or not 0 <= self.rate < 1:
+            raise self._fail(f"rate is {self.rate!r}; give a number from 0 to below 1")
+        if self.rate and self.op != "dropout":
+            raise self._fail("drops nothing; leave rate at 0")
         if self.relu and self.op not in _RELU_OPS:
             raise self._fail("cannot carry a ReLU; set relu to False")
         if self.head != HeadSpec() and self.op not in _WEIGHT_OPS:
@@ -226,15 +265,19 @@ class Graph:
                 raise node._fail(
                     f"inputs have shapes {(steps, channels)} and {shapes[node.inputs[1]]}; make them equal"
                 )
-            if node.op in ("depthwise", "add", "avgpool") and node.cout != channels:
+            if node.op in _KEEPING_OPS and node.cout != channels:
                 raise node._fail(f"cout is {node.cout} but it keeps its {channels} input channels; set cout to that")
             if node.op == "fc":
                 if steps != 1:
                     raise node._fail(f"needs one step but gets {steps}; put an 'avgpool' before it")
                 if node.cout != self.classes:
                     raise node._fail(f"cout is {node.cout} but the graph has {self.classes} classes; make them equal")
-            if node.op == "avgpool":
+            if node.pools_all:
                 steps = 1
+            elif node.op in _POOL_OPS:
+                if node.kernel > steps:
+                    raise node._fail(f"kernel is {node.kernel} but there are {steps} steps; give a smaller one")
+                steps = pool_windows(steps, node.kernel, node.stride)
             elif node.op in _KERNEL_OPS:
                 steps, _ = same_padding(steps, node.kernel, node.stride)
             shapes[node.name] = (steps, node.cout)
@@ -262,8 +305,13 @@ class Graph:
                 found[f"{node.name}.weight"] = kernels[node.name]
             if node.op == "fc":
                 found[f"{node.name}.bias"] = (node.cout,)
+            if node.op == "squeeze_excite":
+                found[f"{node.name}.reduce.weight"] = (node.hidden, node.cout)
+                found[f"{node.name}.reduce.bias"] = (node.hidden,)
+                found[f"{node.name}.expand.weight"] = (node.cout, node.hidden)
+                found[f"{node.name}.expand.bias"] = (node.cout,)
             if node.norm:
-                for part in ("gamma", "beta", "mean", "var"):
+                for part in ("gamma", "beta", "mean", "var") if node.norm == "batch" else ("gamma", "beta"):
                     found[f"{node.name}.{part}"] = (node.cout,)
         found.update(self.plan.shapes())
         return found
@@ -278,12 +326,19 @@ class Graph:
         return sum(prod(shapes[name]) for name in self.trained_names())
 
     def macs(self) -> dict[str, int]:
-        """Multiply-accumulates per window of every node with a kernel; padding counts as if it were data."""
-        shapes = self.shapes()
-        return {
-            name: shapes[name][0] * prod(kernel)  # each output step of any of these ops uses every weight once
-            for name, kernel in self.kernel_shapes().items()
-        }
+        """Multiply-accumulates per window of every node with weights; padding counts as if it were data.
+
+        Those of a squeeze_excite are its two layers; what only moves or scales values (pools, SiLU, the scaling of
+        channels) is not counted.
+        """
+        shapes, kernels = self.shapes(), self.kernel_shapes()
+        found = {}
+        for node in self.nodes:
+            if node.name in kernels:  # each output step of any of these ops uses every weight once
+                found[node.name] = shapes[node.name][0] * prod(kernels[node.name])
+            elif node.op == "squeeze_excite":
+                found[node.name] = 2 * node.hidden * node.cout
+        return found
 
     def generator_macs(self) -> int:
         """Multiply-accumulates that make all generated kernels once, at boot."""

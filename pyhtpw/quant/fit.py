@@ -119,7 +119,7 @@ def _equalised(nodes: list[Node], source: Mapping[str, np.ndarray]) -> dict[str,
     a normalisation follows."""
     values = dict(source)
     for node in nodes:
-        if not node.norm:
+        if node.norm != "batch":
             continue
         kernel = values[f"{node.name}.weight"]
         axis = 1 if node.op == "depthwise" else 0
@@ -168,7 +168,7 @@ class _Fit:
         its input."""
         kernel = self.targets[node.name]
         weight = np.ones(kernel.shape)
-        if node.norm:
+        if node.norm == "batch":
             gain = scaled[f"{node.name}.gamma"] ** 2 / (scaled[f"{node.name}.var"] + EPS)
             weight = weight * (gain if node.op == "depthwise" else gain.reshape(-1, *[1] * (kernel.ndim - 1)))
         if node.name in variance:

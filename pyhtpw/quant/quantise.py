@@ -17,6 +17,14 @@ from pyhtpw.train.model import Model
 
 ADD_LEFT_SHIFT = 20  # TensorFlow Lite's choice for int8
 
+NO_INTEGER_FORM = {
+    "maxpool": "train with stride 2 or an average pool instead",
+    "silu": "train with a ReLU instead",
+    "squeeze_excite": "train without it",
+}
+"""Ops of `pyhtpw.nets` that `_op` cannot turn into an operator, and what to do instead. Whoever teaches it one takes
+the line out."""
+
 
 def quantise(
     graph: Graph,
@@ -58,8 +66,9 @@ def quantise(
     Raises
     ------
     QuantiseError
-        If a value leaves the format's range, naming the node.
+        Naming the node: if a value leaves the format's range, or if an operator or a normalisation has no integer form.
     """
+    _check_operators(graph)
     calibration = np.ascontiguousarray(calibration, np.float32)
     if not np.isfinite(calibration).all():
         raise QuantiseError("calibration windows hold NaN or infinity: clean the data first")
@@ -75,8 +84,11 @@ def quantise(
     shapes = graph.shapes()
     index, ops = {INPUT: 0}, []
     for node in graph.nodes:
-        if node.op == "avgpool":  # no rescaling in a pool: its output has the scale of its input
+        if node.op in ("avgpool", "dropout"):  # no rescaling in a pool: its output has the scale of its input
             scales[node.name] = scales[node.inputs[0]]
+        if node.op == "dropout":  # of training only: who reads it reads its input
+            index[node.name] = index[node.inputs[0]]
+            continue
         try:
             ops.append(_op(node, params, values, scales, shapes, index, heads, COMPACT if compact else HALF))
         except QuantiseError as error:
@@ -105,6 +117,18 @@ def quantise(
 def with_threshold(model: IntegerModel, threshold: float) -> IntegerModel:
     """The model with the decision threshold t* (probability of the last class) in its INFO."""
     return replace(model, info=replace(model.info, threshold=float(np.float32(threshold))))
+
+
+def _check_operators(graph: Graph) -> None:
+    """Raise QuantiseError for a node that no integer operator stands for."""
+    for node in graph.nodes:
+        if node.op in NO_INTEGER_FORM:
+            raise QuantiseError(f"node {node.name}: {node.op} has no integer form yet: {NO_INTEGER_FORM[node.op]}")
+        if node.norm == "group":
+            raise QuantiseError(
+                f"node {node.name}: norm 'group' takes the statistics of each window, which has no integer form; "
+                "freeze them into norm 'batch' first"
+            )
 
 
 def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: IntegerHeads):
@@ -201,7 +225,8 @@ def _op(node: Node, params, values, scales: dict[str, Scale], shapes, index, hea
         add = AddScalars(ADD_LEFT_SHIFT, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
         return Op(kind="add", add=add, **common)
     if node.op == "avgpool":
-        return Op(kind="avgpool", window=Window((1, t_in)), **common)
+        window = Window((1, t_in)) if node.pools_all else Window((1, node.kernel), (1, node.stride))
+        return Op(kind="avgpool", window=window, **common)
     if node.op in ("pointwise", "fc"):
         return Op(kind="conv1x1" if node.op == "pointwise" else "fc", **linear, **common)
     _, left = same_padding(t_in, node.kernel, node.stride)

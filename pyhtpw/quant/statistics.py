@@ -48,7 +48,7 @@ def statistics(
         for node in graph.nodes:
             passed = [outputs[source] for source in node.inputs]
             for i, layer in enumerate(chain(node, work)):
-                if i == 1 and node.norm and node.name in nodes:
+                if i == 1 and node.norm == "batch" and node.name in nodes:
                     reached = passed[0].reshape(-1, node.cout)
                     mean, var = reached.mean(0, dtype=np.float64), reached.var(0, dtype=np.float64)
                     found[node.name] = mean, var

@@ -13,9 +13,12 @@ import numpy as np
 from pyhtpw.errors import ConfigError, DataError
 from pyhtpw.nets.graph import Graph
 
-AUGMENTATIONS = ("amplitude", "noise", "shift")
-"""Options of `augment`: most relative change of a window's gain, standard deviation of added white noise in units of
-the data, most steps of shift either way."""
+AUGMENTATIONS = ("amplitude", "noise", "shift", "stretch", "time_mask", "feature_mask", "masks")
+"""Options of `augment`: most relative change of a window's gain, standard deviation of added white (Gaussian) noise
+in units of the data, most steps of shift either way, most relative change of speed, most steps and most channels under
+one mask, masks of each kind per window (1 if nothing is said)."""
+
+_WHOLE = ("shift", "time_mask", "feature_mask", "masks")
 
 
 class Split(Protocol):
@@ -66,8 +69,8 @@ def check_balance(balance: object) -> None:
         raise ConfigError(f"balance is {balance!r}; give 'none' or a fraction between 0 and 1")
 
 
-def check_augment(options: Mapping[str, float], steps: int | None = None) -> None:
-    """Raise ConfigError unless ``options`` are what `augment` takes, for windows of ``steps`` steps if given."""
+def check_augment(options: Mapping[str, float], shape: tuple[int, int] | None = None) -> None:
+    """Raise ConfigError unless ``options`` are what `augment` takes, for windows of ``shape`` (T,C) if given."""
     for name, value in options.items():
         if name not in AUGMENTATIONS:
             raise ConfigError(f"augment has the unknown option {name!r}; choose among {', '.join(AUGMENTATIONS)}")
@@ -75,11 +78,21 @@ def check_augment(options: Mapping[str, float], steps: int | None = None) -> Non
             raise ConfigError(f"augment {name} is {value!r}; give a magnitude of at least 0")
     if options.get("amplitude", 0) >= 1:
         raise ConfigError(f"augment amplitude is {options['amplitude']!r}; keep it below 1, or gains turn negative")
-    shift = options.get("shift", 0)
-    if shift != int(shift):
-        raise ConfigError(f"augment shift is {shift!r}; give whole steps")
-    if steps is not None and shift >= steps:
-        raise ConfigError(f"augment shift is {shift!r} but windows have {steps} steps; give fewer")
+    if options.get("stretch", 0) >= 1:
+        raise ConfigError(f"augment stretch is {options['stretch']!r}; keep it below 1, or time stands still")
+    for name in _WHOLE:
+        if options.get(name, 0) != int(options.get(name, 0)):
+            raise ConfigError(f"augment {name} is {options[name]!r}; give a whole number")
+    if "masks" in options and not (options.get("time_mask") or options.get("feature_mask")):
+        raise ConfigError("augment masks says how many but not how large; give time_mask or feature_mask too")
+    if shape is not None:
+        for name, size, what in (
+            ("shift", shape[0], "steps"),
+            ("time_mask", shape[0], "steps"),
+            ("feature_mask", shape[1], "channels"),
+        ):
+            if options.get(name, 0) >= size:
+                raise ConfigError(f"augment {name} is {options[name]!r} but windows have {size} {what}; give fewer")
 
 
 class Sampler:
@@ -114,9 +127,14 @@ class Sampler:
 def augment(x: np.ndarray, rng: np.random.Generator, options: Mapping[str, float]) -> np.ndarray:
     """Changed copies of windows x (N,T,C); ``options`` as in `AUGMENTATIONS`, what is absent or 0 changes nothing.
 
-    In order: shift in time (the edge value is repeated), gain, noise.
+    In order: stretch in time about the middle (linear interpolation), shift in time (both repeat the edge value),
+    gain, noise, masks over time and over channels (SpecAugment, arXiv:1904.08779, for inputs like MFCC; what is hidden
+    takes the mean of its channel in the batch).  An option that is off draws no random number.
     """
-    windows, steps, _ = x.shape
+    windows, steps, channels = x.shape
+    stretch = options.get("stretch", 0)
+    if stretch:
+        x = _at_speed(x, 1 + stretch * rng.uniform(-1, 1, windows))
     shift = int(options.get("shift", 0))
     if shift:
         moves = rng.integers(-shift, shift + 1, windows)
@@ -128,14 +146,43 @@ def augment(x: np.ndarray, rng: np.random.Generator, options: Mapping[str, float
     noise = options.get("noise", 0)
     if noise:
         x = x + x.dtype.type(noise) * rng.standard_normal(x.shape, dtype=x.dtype)
+    time, features = int(options.get("time_mask", 0)), int(options.get("feature_mask", 0))
+    if time or features:
+        hidden = np.zeros(x.shape, bool)
+        for _ in range(int(options.get("masks", 1))):
+            hidden |= _spans(rng, windows, steps, time)[:, :, None]
+            hidden |= _spans(rng, windows, channels, features)[:, None, :]
+        x = np.where(hidden, x.mean(axis=(0, 1), dtype=np.float64).astype(x.dtype), x)
     return x
+
+
+def _at_speed(x: np.ndarray, speeds: np.ndarray) -> np.ndarray:
+    """Windows x (N,T,C) run through at ``speeds`` (N,): above 1 more of the surroundings comes in, as edge values."""
+    last = x.shape[1] - 1
+    middle = last / 2
+    source = np.clip(middle + (np.arange(last + 1) - middle) * speeds[:, None], 0, last)
+    before = np.minimum(source.astype(np.int64), max(last - 1, 0))
+    part = (source - before).astype(x.dtype)[:, :, None]
+    low = np.take_along_axis(x, before[:, :, None], axis=1)
+    high = np.take_along_axis(x, np.minimum(before + 1, last)[:, :, None], axis=1)
+    return low + part * (high - low)
+
+
+def _spans(rng: np.random.Generator, windows: int, size: int, most: int) -> np.ndarray:
+    """One span per window, of 0 to ``most`` of ``size`` places, anywhere: True inside, (windows,size)."""
+    if not most:
+        return np.zeros((windows, size), bool)
+    width = rng.integers(0, most + 1, windows)[:, None]
+    start = rng.integers(0, size - width + 1)
+    place = np.arange(size)
+    return (place >= start) & (place < start + width)
 
 
 def load_batch(
     split: Split, sampler: Sampler, seed: int, step: int, batch: int, options: Mapping[str, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (batch,T,C) float32 and labels (batch,) of step ``step``: a pure function of the arguments."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows (batch,T,C) float32, labels and indices (batch,) of step ``step``: a pure function of the arguments."""
     rng = np.random.default_rng([seed, step])
     chosen = sampler.draw(rng, batch)
     x = np.asarray(split.x[chosen], dtype=np.float32)
-    return augment(x, rng, options), sampler.labels[chosen]
+    return augment(x, rng, options), sampler.labels[chosen], chosen

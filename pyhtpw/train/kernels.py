@@ -1,4 +1,4 @@
-"""Numba kernels of the trainer: convolution, depthwise convolution, batch normalisation.
+"""Numba kernels of the trainer: convolution, depthwise convolution, normalisations, pools, SiLU.
 
 Letters used throughout: N windows, T input steps, O output steps, C channels, I input channels, K taps,
 R = N*O rows.  Arrays are C-contiguous and of one floating type, float32 in training and float64 in gradient checks.
@@ -322,3 +322,244 @@ def merge_moments(moments_runs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarra
     variance = moments_runs[:, 1].sum(axis=0, dtype=np.float64) / rows.sum()
     variance += (share * (means - mean) ** 2).sum(axis=0)
     return mean, variance
+
+
+# -- normalisation of each window by itself, with the ReLU that may follow it --------------------------------------
+
+
+@_serial
+def _group_run(y, gamma, beta, relu, epsilon, moments, out):
+    """out (n,T,C) of y (n,T,C); moments (n,2) = mean and 1/deviation of each window."""
+    windows, steps, channels = y.shape
+    sums = np.empty(channels)  # one per channel, since a single sum cannot be taken many values at a time
+    scale = np.empty(channels, y.dtype)
+    shift = np.empty(channels, y.dtype)
+    for n in range(windows):
+        sums[:] = 0.0
+        for t in range(steps):
+            for c in range(channels):
+                sums[c] += y[n, t, c]
+        mean = sums.sum() / (steps * channels)
+        sums[:] = 0.0
+        for t in range(steps):
+            for c in range(channels):
+                d = y[n, t, c] - mean
+                sums[c] += d * d
+        inverse = 1.0 / np.sqrt(sums.sum() / (steps * channels) + epsilon)
+        moments[n, 0] = mean
+        moments[n, 1] = inverse
+        for c in range(channels):
+            scale[c] = gamma[c] * inverse
+            shift[c] = beta[c] - mean * gamma[c] * inverse
+        _affine_run(y[n], scale, shift, relu, out[n])
+
+
+@_serial
+def _group_backward_run(dout, out, y, gamma, relu, moments, dx, sums):
+    """dx (n,T,C) of `_group_run`; sums (2,C) = the gradients of gamma and beta."""
+    windows, steps, channels = y.shape
+    own = np.empty((2, channels))
+    a = np.empty(channels, y.dtype)
+    b = np.empty(channels, y.dtype)
+    e = np.empty(channels, y.dtype)
+    sums[:] = 0.0
+    for n in range(windows):
+        mean, inverse = moments[n]
+        own[:] = 0.0
+        for t in range(steps):
+            for c in range(channels):
+                d = dout[n, t, c] if not relu or out[n, t, c] > 0.0 else y.dtype.type(0)
+                dx[n, t, c] = d
+                own[0, c] += d * (y[n, t, c] - mean)
+                own[1, c] += d
+        product = 0.0
+        total = 0.0
+        for c in range(channels):
+            own[0, c] *= inverse
+            sums[0, c] += own[0, c]
+            sums[1, c] += own[1, c]
+            product += gamma[c] * own[0, c]
+            total += gamma[c] * own[1, c]
+        slope = -inverse * inverse * product / (steps * channels)
+        for c in range(channels):
+            a[c] = gamma[c] * inverse
+            b[c] = slope
+            e[c] = -inverse * total / (steps * channels) - slope * mean
+        _norm_combine_run(dx[n], y[n], a, b, e)
+
+
+@_parallel
+def group_forward(y, gamma, beta, relu, epsilon, moments, out):
+    """out (N,T,C) = each window of y normalised over steps and channels, times gamma plus beta (C,), then ReLU.
+
+    moments (N,2) float64 receives mean and 1/deviation for the backward pass.
+    """
+    windows = y.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _group_run(y[lo:hi], gamma, beta, relu, epsilon, moments[lo:hi], out[lo:hi])
+
+
+@_parallel
+def group_backward(dout, out, y, gamma, relu, moments, dx, sums_runs):
+    """dx (N,T,C) of `group_forward`, and per run the gradients of gamma and beta in sums_runs (runs,2,C) float64."""
+    windows = y.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _group_backward_run(
+            dout[lo:hi], out[lo:hi], y[lo:hi], gamma, relu, moments[lo:hi], dx[lo:hi], sums_runs[c]
+        )  # fmt: skip
+
+
+# -- pools over whole windows of time, and SiLU ----------------------------------------------------------------------
+
+
+@_serial
+def _max_run(x, y, taps, stride):
+    """y (n,O,C) = largest of each window of x (n,T,C)."""
+    windows, outs, channels = y.shape
+    for n in range(windows):
+        for o in range(outs):
+            for c in range(channels):
+                y[n, o, c] = x[n, o * stride, c]
+            for k in range(1, taps):
+                t = o * stride + k
+                for c in range(channels):
+                    y[n, o, c] = x[n, t, c] if x[n, t, c] > y[n, o, c] else y[n, o, c]
+
+
+@_serial
+def _max_backward_run(x, y, dy, dx, taps, stride):
+    """dx (n,T,C): each dy (n,O,C) goes to the first value of its window that equals the largest."""
+    windows, outs, channels = y.shape
+    rest = np.empty(channels, x.dtype)  # what has not found its place
+    zero = x.dtype.type(0)
+    dx[:] = 0.0
+    for n in range(windows):
+        for o in range(outs):
+            for c in range(channels):
+                rest[c] = dy[n, o, c]
+            for k in range(taps):
+                t = o * stride + k
+                for c in range(channels):
+                    d = rest[c] if x[n, t, c] == y[n, o, c] else zero
+                    dx[n, t, c] += d
+                    rest[c] -= d
+
+
+@_parallel
+def max_forward(x, y, taps, stride):
+    """y (N,O,C) = largest value of each window of ``taps`` steps of x (N,T,C)."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _max_run(x[lo:hi], y[lo:hi], taps, stride)
+
+
+@_parallel
+def max_backward(x, y, dy, dx, taps, stride):
+    """dx (N,T,C) of `max_forward`; which value was the largest is seen from x and y, not remembered."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _max_backward_run(x[lo:hi], y[lo:hi], dy[lo:hi], dx[lo:hi], taps, stride)
+
+
+@_serial
+def _average_run(x, y, taps, stride):
+    """y (n,O,C) = mean of each window of x (n,T,C)."""
+    windows, outs, channels = y.shape
+    share = x.dtype.type(1.0 / taps)
+    for n in range(windows):
+        for o in range(outs):
+            for c in range(channels):
+                y[n, o, c] = 0.0
+            for k in range(taps):
+                t = o * stride + k
+                for c in range(channels):
+                    y[n, o, c] += x[n, t, c] * share
+
+
+@_serial
+def _average_backward_run(dy, dx, taps, stride):
+    """dx (n,T,C) of `_average_run`."""
+    windows, outs, channels = dy.shape
+    share = dx.dtype.type(1.0 / taps)
+    dx[:] = 0.0
+    for n in range(windows):
+        for o in range(outs):
+            for k in range(taps):
+                t = o * stride + k
+                for c in range(channels):
+                    dx[n, t, c] += dy[n, o, c] * share
+
+
+@_parallel
+def average_forward(x, y, taps, stride):
+    """y (N,O,C) = mean of each window of ``taps`` steps of x (N,T,C)."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _average_run(x[lo:hi], y[lo:hi], taps, stride)
+
+
+@_parallel
+def average_backward(dy, dx, taps, stride):
+    """dx (N,T,C) of `average_forward`."""
+    windows = dx.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _average_backward_run(dy[lo:hi], dx[lo:hi], taps, stride)
+
+
+@_serial
+def _silu_run(x, y):
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        y[i] = x[i] / (one + np.exp(-x[i]))
+
+
+@_serial
+def _silu_backward_run(x, dy, dx):
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        s = one / (one + np.exp(-x[i]))
+        dx[i] = dy[i] * s * (one + x[i] * (one - s))
+
+
+@_parallel
+def silu_forward(x, y):
+    """y (N,T,C) = x * sigmoid(x)."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    size = x.shape[1] * x.shape[2]
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        n = (hi - lo) * size
+        _silu_run(x[lo:hi].reshape(n), y[lo:hi].reshape(n))
+
+
+@_parallel
+def silu_backward(x, dy, dx):
+    """dx (N,T,C) of `silu_forward`."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    size = x.shape[1] * x.shape[2]
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        n = (hi - lo) * size
+        _silu_backward_run(x[lo:hi].reshape(n), dy[lo:hi].reshape(n), dx[lo:hi].reshape(n))

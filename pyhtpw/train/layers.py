@@ -9,11 +9,12 @@ Arrays that a layer returns belong to its workspace: they hold until the layer's
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyhtpw.nets.graph import Node, same_padding
+from pyhtpw.nets.graph import Node, pool_windows, same_padding
 from pyhtpw.train import kernels as K
 from pyhtpw.train.workspace import Workspace
 
@@ -154,6 +155,30 @@ class BatchNorm(Layer):
         return (dz,)
 
 
+class GroupNorm(Layer):
+    """Normalisation of each window over all of its steps and channels, then gain and shift per channel, with the
+    node's ReLU behind it if it has one (Wu and He, arXiv:1803.08494, with one group)."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,T,C), the same in training and in use."""
+        (y,) = inputs
+        name = self.node.name
+        out = self._get("out", *y.shape)
+        self._moments = np.empty((len(y), 2))
+        K.group_forward(y, params[f"{name}.gamma"], params[f"{name}.beta"], self.node.relu, EPSILON, self._moments, out)
+        self._y, self._out = y, out
+        return out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,T,C) -> dx (N,T,C)."""
+        name = self.node.name
+        dx = self._get("dx", *dy.shape)
+        sums_runs = np.empty((K.chunk_count(len(dy)), 2, dy.shape[2]))
+        K.group_backward(dy, self._out, self._y, params[f"{name}.gamma"], self.node.relu, self._moments, dx, sums_runs)
+        grads[f"{name}.gamma"][:], grads[f"{name}.beta"][:] = sums_runs.sum(axis=0)
+        return (dx,)
+
+
 class Relu(Layer):
     """Negative values replaced by 0, for nodes whose ReLU has no normalisation to ride on."""
 
@@ -197,6 +222,113 @@ class AveragePool(Layer):
         return (dx,)
 
 
+class WindowAverage(Layer):
+    """Mean of windows of some steps, a stride apart; whole windows only."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,O,C)."""
+        (x,) = inputs
+        self._shape = x.shape
+        out = self._get("out", x.shape[0], pool_windows(x.shape[1], self.node.kernel, self.node.stride), x.shape[2])
+        K.average_forward(x, out, self.node.kernel, self.node.stride)
+        return out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,O,C) -> dx (N,T,C)."""
+        dx = self._get("dx", *self._shape)
+        K.average_backward(dy, dx, self.node.kernel, self.node.stride)
+        return (dx,)
+
+
+class MaxPool(Layer):
+    """Largest value of windows of some steps, a stride apart; whole windows only."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,O,C)."""
+        (self._x,) = inputs
+        windows, steps, channels = self._x.shape
+        self._out = self._get("out", windows, pool_windows(steps, self.node.kernel, self.node.stride), channels)
+        K.max_forward(self._x, self._out, self.node.kernel, self.node.stride)
+        return self._out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,O,C) -> dx (N,T,C); of equal values the first has the gradient."""
+        dx = self._get("dx", *self._x.shape)
+        K.max_backward(self._x, self._out, dy, dx, self.node.kernel, self.node.stride)
+        return (dx,)
+
+
+class Silu(Layer):
+    """x * sigmoid(x)."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,T,C)."""
+        (self._x,) = inputs
+        out = self._get("out", *self._x.shape)
+        K.silu_forward(self._x, out)
+        return out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,T,C) -> dx (N,T,C)."""
+        dx = self._get("dx", *dy.shape)
+        K.silu_backward(self._x, dy, dx)
+        return (dx,)
+
+
+class SqueezeExcite(Layer):
+    """Channels scaled by what two small layers make of their means over time (Hu et al., arXiv:1709.01507)."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,T,C)."""
+        (x,) = inputs
+        name = self.node.name
+        mean = x.mean(axis=1)
+        inner = np.maximum(mean @ params[f"{name}.reduce.weight"].T + params[f"{name}.reduce.bias"], 0)
+        outer = inner @ params[f"{name}.expand.weight"].T + params[f"{name}.expand.bias"]
+        gate = 0.5 * (1 + np.tanh(0.5 * outer))  # the sigmoid, without an exponential that could overflow
+        self._x, self._mean, self._inner, self._gate = x, mean, inner, gate
+        return np.multiply(x, gate[:, None], out=self._get("out", *x.shape))
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,T,C) -> dx (N,T,C), directly and through the means."""
+        name, gate = self.node.name, self._gate
+        douter = np.einsum("ntc,ntc->nc", dy, self._x) * gate * (1 - gate)
+        np.matmul(douter.T, self._inner, out=grads[f"{name}.expand.weight"])
+        np.sum(douter, axis=0, out=grads[f"{name}.expand.bias"])
+        dinner = (douter @ params[f"{name}.expand.weight"]) * (self._inner > 0)
+        np.matmul(dinner.T, self._mean, out=grads[f"{name}.reduce.weight"])
+        np.sum(dinner, axis=0, out=grads[f"{name}.reduce.bias"])
+        dmean = dinner @ params[f"{name}.reduce.weight"]
+        dx = np.multiply(dy, gate[:, None], out=self._get("dx", *dy.shape))
+        dx += (dmean / dy.shape[1])[:, None]
+        return (dx,)
+
+
+class Dropout(Layer):
+    """Values put to 0 at random in training, the others scaled up by 1/(1-rate); nothing otherwise.
+
+    The choice is a pure function of ``key`` (see `Model.reseed`) and the node's name, so that a resumed run makes it
+    again.
+    """
+
+    key: tuple[int, ...] = (0,)
+
+    def forward(self, inputs, params, training):
+        """Any shape -> the same."""
+        (x,) = inputs
+        self._scale = None
+        if not training or not self.node.rate:
+            return x
+        rng = np.random.default_rng([*self.key, zlib.crc32(self.node.name.encode())])
+        self._scale = self._get("scale", *x.shape)
+        np.divide(rng.random(x.shape, np.float32) >= self.node.rate, 1 - self.node.rate, out=self._scale)
+        return np.multiply(x, self._scale, out=self._get("out", *x.shape))
+
+    def backward(self, dy, params, grads, need):
+        """The values that were dropped have no gradient."""
+        return (dy if self._scale is None else np.multiply(dy, self._scale, out=self._get("dx", *dy.shape)),)
+
+
 class Linear(Layer):
     """The classifier: a matrix and a bias."""
 
@@ -225,15 +357,20 @@ _LAYERS: dict[str, type[Layer]] = {
     "depthwise": Depthwise,
     "add": Add,
     "avgpool": AveragePool,
+    "maxpool": MaxPool,
+    "silu": Silu,
+    "squeeze_excite": SqueezeExcite,
+    "dropout": Dropout,
     "fc": Linear,
 }
 
 
 def chain(node: Node, work: Workspace) -> tuple[Layer, ...]:
     """The layers that make up ``node``: its op, then normalisation with ReLU, or ReLU alone."""
-    layers = [_LAYERS[node.op](node, work)]
+    kind = WindowAverage if node.op == "avgpool" and not node.pools_all else _LAYERS[node.op]
+    layers = [kind(node, work)]
     if node.norm:
-        layers.append(BatchNorm(node, work))
+        layers.append(BatchNorm(node, work) if node.norm == "batch" else GroupNorm(node, work))
     elif node.relu:
         layers.append(Relu(node, work))
     return tuple(layers)

@@ -12,7 +12,7 @@ from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
 from pyhtpw.train.heads import Expander
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.layers import chain
+from pyhtpw.train.layers import Dropout, chain
 from pyhtpw.train.workspace import Workspace
 
 MIN_GAMMA = 1e-3
@@ -44,6 +44,8 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
         elif part == "ids":
             entries = graph.plan.heads[graph.plan.head_of[owner]].spec.entries
             params[name] = rng.permutation(np.arange(shape[0]) % entries).astype(float)
+        elif owner.endswith(".expand"):  # what follows is a sigmoid
+            params[name] = rng.standard_normal(shape) * np.sqrt(1.0 / shape[1])
         else:
             fan_in, gain = _fan(ops[owner], shape) if owner in ops else (prod(shape[1:]), 2.0)
             params[name] = rng.standard_normal(shape) * np.sqrt(gain / fan_in)
@@ -127,6 +129,13 @@ class Model:
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
+    def reseed(self, *key: int) -> None:
+        """Let the dropouts of the next forward pass depend on ``key`` (a run's seed and step) and nothing else."""
+        for layers in self._chains.values():
+            for layer in layers:
+                if isinstance(layer, Dropout):
+                    layer.key = key
+
     def forward(self, x: np.ndarray, training: bool = False) -> np.ndarray:
         """Logits (N,classes) of windows x (N,T,C); in training the running statistics move.
 
@@ -134,6 +143,11 @@ class Model:
         """
         outputs = self._run(self._windows(x), training)
         return outputs[self.graph.nodes[-1].name][:, 0]
+
+    @property
+    def features(self) -> np.ndarray:
+        """What the classifier read (N,d) in the last forward pass; holds until the next one."""
+        return self._outputs[self.graph.nodes[-1].inputs[0]][:, 0]
 
     def _windows(self, x: np.ndarray) -> np.ndarray:
         if np.ndim(x) != 3 or np.shape(x)[1:] != self.graph.input_shape or np.shape(x)[0] < 1:
@@ -161,11 +175,14 @@ class Model:
             for layer in self._chains[node.name]:
                 values = [layer.forward(values, self._expanded, training)]
             outputs[node.name] = values[0]
+        self._outputs = outputs
         return outputs
 
-    def backward(self, dlogits: np.ndarray) -> dict[str, np.ndarray]:
+    def backward(self, dlogits: np.ndarray, dfeatures: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Gradients of all trained parameters from ``dlogits`` (N,classes), after ``forward(x, training=True)``.
 
+        ``dfeatures`` (N,d) is the gradient of a loss that looks at `features` as well, beside the one through the
+        logits.
         Returns ``grads``, which the next call overwrites.  Raises TrainError without such a forward pass.
         """
         if not self._ready:
@@ -175,7 +192,10 @@ class Model:
         if self._expander is not None:
             made = self._expander.kernel_grads()
             grads = {**grads, **{f"{name}.weight": grad for name, grad in made.items()}}
-        pending = {self.graph.nodes[-1].name: np.require(dlogits, self.dtype, ["C", "W"])[:, None, :]}
+        last = self.graph.nodes[-1]
+        pending = {last.name: np.require(dlogits, self.dtype, ["C", "W"])[:, None, :]}
+        if dfeatures is not None:
+            pending[last.inputs[0]] = np.require(dfeatures, self.dtype, ["C", "W"])[:, None, :]
         for node in reversed(self.graph.nodes):
             need = any(source != INPUT for source in node.inputs)
             passed = (pending.pop(node.name),)
@@ -191,6 +211,21 @@ class Model:
         if self._expander is not None:
             self._expander.backward(self.params, grads)
         return self.grads
+
+    def first_not_finite(self) -> str:
+        """Where the last passes first left the finite numbers: a node's statistics or output, else a gradient; "" if
+        they did not."""
+        for node in self.graph.nodes:
+            for part in ("mean", "var"):
+                if not np.isfinite(self.params.get(f"{node.name}.{part}", 0.0)).all():
+                    return f"the {part} of node {node.name!r}"
+            if not np.isfinite(self._outputs[node.name]).all():
+                return f"the output of node {node.name!r}"
+        place = {node.name: -i for i, node in enumerate(self.graph.nodes)}  # the backward pass meets the last first
+        for name in sorted(self.grads, key=lambda name: place.get(name.partition(".")[0], 1)):
+            if not np.isfinite(self.grads[name]).all():
+                return f"the gradient of {name!r}"
+        return ""
 
     def project(self) -> None:
         """Put the parameters back where they must stay after an optimiser moved them: gammas and gains >= MIN_GAMMA."""

@@ -36,7 +36,7 @@ from pyhtpw.train.batches import Sampler, Split, check_augment, check_balance, c
 from pyhtpw.train.checkpoint import environment, load_checkpoint, save_checkpoint, write_atomically
 from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.model import Model, check_params
-from pyhtpw.train.objective import Score, cross_entropy, score
+from pyhtpw.train.objective import Criterion, Objective, Score, Signals, score
 from pyhtpw.train.optim import AdamW, Ema, clip_gradient, learning_rate
 
 LAST, BEST, BEST_EMA, CURVES = "last.safetensors", "best.safetensors", "best_ema.safetensors", "curves.csv"
@@ -51,7 +51,9 @@ class TrainConfig:
 
     ``lr`` is the peak rate, reached after ``warmup`` steps.  ``clip`` is the largest gradient norm, 0 for no limit.
     ``ema`` is the decay of the moving average.  ``balance`` and ``augment`` are explained in
-    `pyhtpw.train.batches`.  Validation runs every ``eval_every`` steps and after the last one.
+    `pyhtpw.train.batches`, ``objective`` (also a mapping) in `pyhtpw.train.objective`.  Validation runs every
+    ``eval_every`` steps and after the last one; after ``patience`` validations in a row in which neither the raw nor
+    the averaged weights got better than ever before, the run ends (0: never).
     """
 
     steps: int
@@ -63,11 +65,13 @@ class TrainConfig:
     ema: float = 0.999
     balance: float | str = "none"
     eval_every: int = 100
+    patience: int = 0
     seed: int = 0
     augment: Mapping[str, float] = field(default_factory=dict)
+    objective: Objective = Objective()  # noqa: RUF009  frozen
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("patience", 0), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; give a whole number of at least {least}")
@@ -82,6 +86,7 @@ class TrainConfig:
         check_balance(self.balance)
         object.__setattr__(self, "augment", dict(self.augment))
         check_augment(self.augment)
+        object.__setattr__(self, "objective", Objective.parse(self.objective))
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class TrainResult:
     was stopped before its first validation they are the weights as they stand, and the scores are None. ``curves``
     has one dict per validation with the keys `CURVE_COLUMNS`; its loss is the mean since the last one.  ``steps``
     counts the updates done, ``stopped`` says whether a stop event cut the run short, ``seconds`` is the wall time of
-    this call.
+    this call, ``early`` says whether the run ended because patience did.
     """
 
     params: dict[str, np.ndarray]
@@ -117,6 +122,7 @@ class TrainResult:
     steps: int
     stopped: bool
     seconds: float
+    early: bool = False
 
 
 class _Interrupt:
@@ -159,8 +165,10 @@ class _Run:
         directory: Path,
         data: dict[str, Any],
         start: Mapping[str, np.ndarray] | None,
+        criterion: Criterion,
     ) -> None:
         self.graph, self.config, self.directory = graph, config, directory
+        self.criterion = criterion
         self.model = Model(graph, start, seed=config.seed)
         self.ema = Ema(self.model, config.ema)
         self.optimiser = AdamW(self.model, config.weight_decay)
@@ -172,16 +180,24 @@ class _Run:
         self.curves: list[dict[str, float]] = []
         self._identity = {"graph": graph.to_dict(), "config": asdict(config), "data": data}
 
-    def advance(self, x: np.ndarray, labels: np.ndarray) -> float:
-        """One update from windows x (batch,T,C); its loss.  TrainError, before any weight moved, if not finite."""
-        loss, dlogits = cross_entropy(self.model.forward(x, training=True), labels)
+    def advance(self, x: np.ndarray, labels: np.ndarray, index: np.ndarray) -> float:
+        """One update from windows x (batch,T,C) with labels and indices (batch,); its loss.
+
+        TrainError, before any weight moved, if anything is not finite.
+        """
+        self.model.reseed(self.config.seed, self.step)
+        logits = self.model.forward(x, training=True)
+        loss, dlogits, dfeatures = self.criterion.on_batch(logits, labels, self.model.features, index)
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss} at step {self.step + 1}")
+            raise self._diverged(f"the loss is {loss}", f"at step {self.step + 1}", self.model)
         if not np.isfinite(self.model.running).all():  # an overflowing variance mutes its channel: the loss is fine
-            raise self._diverged(f"the statistics of a normalisation overflow at step {self.step + 1}")
-        self.model.backward(dlogits)
+            raise self._diverged("a normalisation overflows", f"at step {self.step + 1}", self.model)
+        self.model.backward(dlogits, dfeatures)
+        loss += self.criterion.on_parameters(self.model.params, self.model.grads)
         if not math.isfinite(clip_gradient(self.model.gradient, self.config.clip)):
-            raise self._diverged(f"the gradient is not finite at step {self.step + 1}")
+            raise self._diverged("the gradient is not finite", f"at step {self.step + 1}", self.model)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss on parameters is {loss}", f"at step {self.step + 1}", self.model)
         self.optimiser.step(self.step + 1, self.rate(self.step))
         self.ema.update(self.model, self.step + 1)
         self.losses.append(loss)
@@ -192,16 +208,26 @@ class _Run:
         """Learning rate of step ``step``, counted from 0."""
         return learning_rate(step, self.config.steps, self.config.lr, self.config.warmup)
 
-    def _diverged(self, what: str) -> TrainError:
-        where = self.directory / LAST
-        return TrainError(f"{what}; the last good checkpoint is {where} (step {self.saved_step}): lower lr or clip")
+    def _diverged(self, what: str, when: str, model: Model) -> TrainError:
+        place, where = model.first_not_finite(), self.directory / LAST
+        if place:
+            what += f" (first not finite: {place})"
+        return TrainError(
+            f"{what} {when}; the last good checkpoint is {where} (step {self.saved_step}): lower lr or clip"
+        )
 
     def validate(self, x: np.ndarray, labels: np.ndarray) -> Score:
         """Score raw and averaged weights, keep what is best, and save all; the raw weights' score."""
-        raw = score(self.model.infer(x), labels)
-        averaged = score(self.ema.model.infer(x), labels)
-        if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
-            raise self._diverged(f"the validation loss is not finite after step {self.step}")
+        found = []
+        for model in (self.model, self.ema.model):
+            logits = model.infer(x)
+            found.append(score(logits, labels))
+            if not math.isfinite(found[-1].loss):
+                bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]
+                if len(bad):
+                    model.forward(x[bad])  # again, to see where
+                raise self._diverged("the validation loss is not finite", f"after step {self.step}", model)
+        raw, averaged = found
         self.best = self._better(self.best, raw, self.model, BEST)
         self.best_ema = self._better(self.best_ema, averaged, self.ema.model, BEST_EMA)
         loss = math.fsum(self.losses) / len(self.losses)
@@ -210,6 +236,14 @@ class _Run:
         self.losses = []
         self.save()
         return raw
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out: a function of the saved state, so that resuming comes to the same end."""
+        if not self.config.patience or self.best is None or self.best_ema is None:
+            return False
+        since = max(self.best.step, self.best_ema.step)
+        return sum(row["step"] > since for row in self.curves) >= self.config.patience
 
     def _better(self, best: Best | None, found: Score, model: Model, file: str) -> Best:
         """The better of ``best`` and ``model`` with the score ``found``; of equals the earlier one."""
@@ -246,6 +280,11 @@ class _Run:
         """Take the state up from the run directory; TrainError if it belongs to another run."""
         path = self.directory / LAST
         arrays, description = load_checkpoint(path)
+        try:  # through the constructors: a checkpoint may be older than a field, which then had its default
+            description["graph"] = Graph.from_dict(description["graph"]).to_dict()
+            description["config"] = asdict(TrainConfig(**description["config"]))
+        except (ConfigError, TypeError, KeyError):
+            pass  # described as made with another one, below
         for key, mine in self._identity.items():
             if description.get(key) != mine:
                 raise TrainError(
@@ -292,6 +331,7 @@ class _Run:
             steps=self.step,
             stopped=stopped,
             seconds=seconds,
+            early=self.exhausted and self.step < self.config.steps,
         )
 
 
@@ -314,6 +354,7 @@ def train(
     run_dir: str | Path,
     *,
     start: Mapping[str, np.ndarray] | None = None,
+    teacher: Signals | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
@@ -321,7 +362,8 @@ def train(
     """Train ``graph`` and choose checkpoints by validation macro-F1.
 
     Training begins at the parameters ``start`` (of an earlier run, or fitted to one by `pyhtpw.quant.fit`) instead of
-    fresh ones.
+    fresh ones.  ``teacher`` has the outputs of a teacher for the windows of ``train_split``, for the terms of the
+    objective that compare with one.
 
     With ``resume`` the run in ``run_dir`` goes on where it was saved; otherwise a new run starts there and replaces
     the files of an older one.  ``progress`` is called after every step with a dict: step (updates done), steps, loss
@@ -330,11 +372,11 @@ def train(
     Setting ``stop`` ends the run after the step in progress: the state is saved and the result has ``stopped``.
     Ctrl-C (or KeyboardInterrupt from ``progress``) saves the same way and then raises KeyboardInterrupt.
 
-    Raises DataError for unusable splits, ConfigError for a config or a start that does not fit the graph, and
+    Raises DataError for unusable splits, ConfigError for a config, start or teacher that does not fit the graph, and
     TrainError for a directory that cannot be written, a checkpoint of another run, and a loss that is not finite.
     """
     began = time.monotonic()
-    check_augment(config.augment, graph.input_shape[0])
+    check_augment(config.augment, graph.input_shape)
     labels = check_split(train_split, graph, "training", every_class=True)
     val_labels = check_split(val_split, graph, "validation", every_class=False)
     data = {
@@ -349,7 +391,10 @@ def train(
             data["start_crc32"] = zlib.crc32(
                 np.ascontiguousarray(start[name], np.float32).tobytes(), data["start_crc32"]
             )
-    run = _Run(graph, config, Path(run_dir), data, start)
+    criterion = Criterion(config.objective, graph, labels, teacher)
+    if teacher is not None:
+        data["teacher"] = teacher.key
+    run = _Run(graph, config, Path(run_dir), data, start, criterion)
     if resume:
         run.load()
     else:
@@ -359,9 +404,11 @@ def train(
     interrupt = _Interrupt()
     with single_blas(), interrupt:
         timed_from: tuple[int, float] | None = None
-        while run.step < config.steps and not interrupt.requested and not (stop is not None and stop.is_set()):
-            x, y = load_batch(train_split, sampler, config.seed, run.step, config.batch, config.augment)
-            loss = run.advance(x, y)
+        while run.step < config.steps and not run.exhausted:
+            if interrupt.requested or (stop is not None and stop.is_set()):
+                break
+            x, y, index = load_batch(train_split, sampler, config.seed, run.step, config.batch, config.augment)
+            loss = run.advance(x, y, index)
             found = None
             if run.step % config.eval_every == 0 or run.step == config.steps:
                 found = run.validate(val_split.x, val_labels)
@@ -382,7 +429,7 @@ def train(
                     progress(report)
                 except KeyboardInterrupt:
                     interrupt.requested = True
-        stopped = run.step < config.steps
+        stopped = run.step < config.steps and not run.exhausted
         if stopped:
             run.save()
     if interrupt.requested:
