@@ -1,4 +1,5 @@
 /* The operator decoder: records of OPS, one after the other, with the parts of QUAN, WGHT and CODE that belong to them.
+ * What is special to operators without weights is in htpw_decode_plain.c.
  *
  * Every length is checked against its section before a pointer into it is made. All sizes are bounded by 2^22 elements
  * per tensor, so sums and products below stay inside 32 bits; the two that could leave it are formed in 64.
@@ -26,16 +27,6 @@ int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_
         return HTPW_ERR_SHAPE;
     }
     return HTPW_OK;
-}
-
-/* Takes `bytes` from a section, or returns NULL if it has fewer left. */
-static const uint8_t *htpw_take(struct htpw_span section, uint32_t *used, uint32_t bytes) {
-    if (bytes > section.length - *used) {
-        return NULL;
-    }
-    const uint8_t *p = section.data + *used;
-    *used += bytes;
-    return p;
 }
 
 /* Bytes of a multiplier by its form: docs/SPEC.md 4.3. */
@@ -95,66 +86,6 @@ static int htpw_decode_spatial(const uint8_t *record, struct htpw_op *op) {
     return g->k_h && g->k_w && g->stride_h && g->stride_w && g->dil_h && g->dil_w ? HTPW_OK : HTPW_ERR_SHAPE;
 }
 
-/* Bytes 5..17 of a pooling record. Every window must hold at least one cell of the input. */
-static int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
-    struct htpw_window *g = &op->window;
-    op->out.h = htpw_load_u16(record + 6);
-    op->out.w = htpw_load_u16(record + 8);
-    op->out.c = op->in.c;
-    g->k_h = htpw_load_u16(record + 10);
-    g->k_w = htpw_load_u16(record + 12);
-    g->stride_h = record[14];
-    g->stride_w = record[15];
-    g->pad_top = record[16];
-    g->pad_left = record[17];
-    g->dil_h = g->dil_w = 1;
-    if (record[5] != 0) {
-        return HTPW_ERR_OPERATOR;
-    }
-    if (op->out.zero_point != op->in.zero_point) {
-        return HTPW_ERR_RANGE;
-    }
-    if (!g->k_h || !g->k_w || !g->stride_h || !g->stride_w || !op->out.h || !op->out.w || g->pad_top >= g->k_h ||
-        g->pad_left >= g->k_w || ((int32_t)op->out.h - 1) * g->stride_h - g->pad_top >= op->in.h ||
-        ((int32_t)op->out.w - 1) * g->stride_w - g->pad_left >= op->in.w) {
-        return HTPW_ERR_SHAPE;
-    }
-    return HTPW_OK;
-}
-
-static int htpw_decode_add(const uint8_t *record, const struct htpw_cursor *cursor, struct htpw_op *op) {
-    struct htpw_elementwise *e = &op->add;
-    op->slot_in2 = record[5];
-    if (op->slot_in2 >= HTPW_SLOTS || !cursor->slot[op->slot_in2].written || op->slot_in2 == op->slot_out) {
-        return HTPW_ERR_SLOT;
-    }
-    const struct htpw_tensor *b = &cursor->slot[op->slot_in2];
-    if (b->h != op->in.h || b->w != op->in.w || b->c != op->in.c) {
-        return HTPW_ERR_SHAPE;
-    }
-    op->out.h = op->in.h;
-    op->out.w = op->in.w;
-    op->out.c = op->in.c;
-    e->left_shift = record[6];
-    e->a_shift = htpw_load_i8(record + 7);
-    e->b_shift = htpw_load_i8(record + 8);
-    e->out_shift = htpw_load_i8(record + 9);
-    const uint32_t m1 = htpw_load_u32(record + 10), m2 = htpw_load_u32(record + 14), m_out = htpw_load_u32(record + 18);
-    if (e->left_shift < 16 || e->left_shift > 22 || e->a_shift > 0 || e->a_shift < -31 || e->b_shift > 0 ||
-        e->b_shift < -31 || e->out_shift > 0 || e->out_shift < -31 || m1 > INT32_MAX || m2 > INT32_MAX || m_out > INT32_MAX) {
-        return HTPW_ERR_RANGE;
-    }
-    e->a_multiplier = (int32_t)m1;
-    e->b_multiplier = (int32_t)m2;
-    e->out_multiplier = (int32_t)m_out;
-    e->a_offset = -op->in.zero_point;
-    e->b_offset = -b->zero_point;
-    e->out_offset = op->out.zero_point;
-    e->act_min = op->act_min;
-    e->act_max = op->act_max;
-    return HTPW_OK;
-}
-
 /* Bits of a stored weight; 0 if the source is not a stored kernel. */
 static uint32_t htpw_stored_bits(uint32_t source) {
     switch (source) {
@@ -168,24 +99,26 @@ static uint32_t htpw_stored_bits(uint32_t source) {
     }
 }
 
+const uint8_t *htpw_take_weights(const struct htpw_model *model, struct htpw_cursor *cursor, uint32_t align,
+                                 uint32_t bytes) {
+    const uint32_t gap = (0u - cursor->weights) % align; /* a power of 2 */
+    const uint8_t *skipped = htpw_take(model->weights, &cursor->weights, gap);
+    for (uint32_t i = 0; skipped != NULL && i < gap; i++) {
+        if (skipped[i] != 0) {
+            return NULL;
+        }
+    }
+    return skipped != NULL ? htpw_take(model->weights, &cursor->weights, bytes) : NULL;
+}
+
 static int htpw_decode_stored(const struct htpw_model *model, struct htpw_cursor *cursor, uint32_t bits,
                               struct htpw_op *op) {
-    const uint32_t gap = bits == 8 ? (0u - cursor->weights) & 3u : 0u;
-    const uint8_t *skipped = htpw_take(model->weights, &cursor->weights, gap);
-    op->weights = htpw_take(model->weights, &cursor->weights, htpw_bits_bytes(op->weight_count, bits));
+    op->weights = htpw_take_weights(model, cursor, bits == 8 ? 4u : 1u, htpw_bits_bytes(op->weight_count, bits));
     op->weight_bits = (uint8_t)bits;
     if (op->head != 0 || op->code_bits != 0 || (op->is_narrow && bits == 8)) {
         return HTPW_ERR_SOURCE;
     }
-    if (skipped == NULL || op->weights == NULL) {
-        return HTPW_ERR_DATA;
-    }
-    for (uint32_t i = 0; i < gap; i++) {
-        if (skipped[i] != 0) {
-            return HTPW_ERR_DATA;
-        }
-    }
-    return HTPW_OK;
+    return op->weights != NULL ? HTPW_OK : HTPW_ERR_DATA;
 }
 
 /* Codes or ids of an operator: how many, of which width, and where. */
@@ -336,10 +269,8 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     }
 
     int error = HTPW_OK;
-    if (op->kind == HTPW_OP_ADD) {
-        error = htpw_decode_add(record, cursor, op);
-    } else if (op->kind == HTPW_OP_AVGPOOL || op->kind == HTPW_OP_MAXPOOL) {
-        error = htpw_decode_pool(record, op);
+    if (op->kind >= HTPW_OP_ADD) {
+        error = htpw_decode_plain(model, cursor, record, op);
     } else {
         error = htpw_decode_linear(model, cursor, record, op);
         if (error == HTPW_OK && (op->kind == HTPW_OP_CONV || op->kind == HTPW_OP_DEPTHWISE)) {
@@ -407,6 +338,9 @@ int htpw_quant_check(const struct htpw_op *op) {
 }
 
 uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
+    if (op->kind == HTPW_OP_ATTEND) {
+        return htpw_round16((uint32_t)op->in.h * op->in.w);
+    }
     const uint32_t kernel = op->kind == HTPW_OP_DEPTHWISE
                                 ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
                                 : htpw_backend_scratch(rule, op->products);

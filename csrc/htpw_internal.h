@@ -10,7 +10,8 @@
 #include "backends/htpw_backend.h"
 #include "kernels/htpw_kernels.h"
 
-/* Operators: name, id in the image, bytes of a record (docs/SPEC.md 4.2). */
+/* Operators: name, id in the image, bytes of a record (docs/SPEC.md 4.2). Up to FC they have weights, from ADD on none.
+ * How to add one: docs/adding-an-operator.md. */
 #define HTPW_OPERATORS(X)                                                                                              \
     X(CONV, 1, 26)                                                                                                     \
     X(DEPTHWISE, 2, 24)                                                                                                \
@@ -18,7 +19,10 @@
     X(FC, 4, 12)                                                                                                       \
     X(ADD, 5, 22)                                                                                                      \
     X(AVGPOOL, 6, 18)                                                                                                  \
-    X(MAXPOOL, 7, 18)
+    X(MAXPOOL, 7, 18)                                                                                                  \
+    X(TABLE, 8, 5)                                                                                                     \
+    X(MUL, 9, 11)                                                                                                      \
+    X(ATTEND, 10, 17)
 
 /* Stored kernels: name, id in the image, bits of a weight (docs/SPEC.md 5). */
 #define HTPW_STORED(X)                                                                                                 \
@@ -50,6 +54,7 @@ enum htpw_source {
 #define HTPW_TENSOR_MAX (UINT32_C(1) << 22) /* elements of one tensor */
 #define HTPW_CACHE_MAX (UINT32_C(1) << 30)  /* bytes of all cached kernels; one takes at most 2^27 */
 #define HTPW_ACC_LIMIT (UINT32_C(1) << 30)  /* docs/SPEC.md 7 */
+#define HTPW_TABLE_BYTES 256                /* one result for each int8 */
 
 struct htpw_tensor {
     uint16_t h, w, c;
@@ -110,7 +115,11 @@ struct htpw_op {
     struct htpw_tensor in, out;
     int8_t act_min, act_max;
     struct htpw_window window;        /* conv, depthwise, pools */
-    struct htpw_elementwise add;      /* add */
+    struct htpw_elementwise scalars;  /* add, mul; of attend a_offset and what is called out_ or act_ */
+    uint8_t is_broadcast;             /* mul: the second input has one value for each channel */
+    const uint8_t *table;             /* table: HTPW_TABLE_BYTES in WGHT */
+    int32_t softmax_multiplier;       /* attend */
+    uint8_t softmax_shift, softmax_range;
     /* conv, depthwise, conv1x1, fc: */
     uint8_t source, head;             /* enum htpw_source; index in HEAD */
     uint8_t is_cached, is_narrow;     /* docs/SPEC.md 5 */
@@ -158,6 +167,16 @@ static inline uint32_t htpw_round16(uint32_t n) { return (n + 15u) & ~UINT32_C(1
 /* Bytes of `count` fields of `bits` each; count * bits < 2^32. */
 static inline uint32_t htpw_bits_bytes(uint32_t count, uint32_t bits) { return (count * bits + 7u) / 8u; }
 
+/* Takes `bytes` from a section, or returns NULL if it has fewer left. */
+static inline const uint8_t *htpw_take(struct htpw_span section, uint32_t *used, uint32_t bytes) {
+    if (bytes > section.length - *used) {
+        return NULL;
+    }
+    const uint8_t *p = section.data + *used;
+    *used += bytes;
+    return p;
+}
+
 static inline uint32_t htpw_tensor_size(const struct htpw_tensor *t) {
     return (uint32_t)t->h * (uint32_t)t->w * (uint32_t)t->c;
 }
@@ -169,6 +188,15 @@ int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_
 /* Decodes the next operator and checks everything that does not need a look at its metadata or weights.
  * Returns 1 and fills `op`, 0 after the last operator, or an error. */
 int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op);
+
+/* Bytes 5.. of the record of an operator without weights, a table with its part of WGHT. */
+int htpw_decode_plain(const struct htpw_model *model, struct htpw_cursor *cursor, const uint8_t *record,
+                      struct htpw_op *op);
+
+/* Takes `bytes` of WGHT that begin at a multiple of `align`, or returns NULL: too few are left, or one of those skipped is
+ * not 0. */
+const uint8_t *htpw_take_weights(const struct htpw_model *model, struct htpw_cursor *cursor, uint32_t align,
+                                 uint32_t bytes);
 
 /* Walks every operator of a model with all checks: its sizes into `model`, if all is well. Errors: any of an image's. */
 int htpw_operators_check(struct htpw_model *model);
@@ -232,8 +260,8 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
 uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct htpw_op *op);
 void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w);
 
-/* Scratch bytes that an operator needs when it runs: its unpacked metadata, then what the backend wants. The metadata
- * part is htpw_op_quant_bytes. */
+/* Scratch bytes that an operator needs when it runs: its unpacked metadata, then what the backend wants; the metadata
+ * part is htpw_op_quant_bytes. An attend needs a byte for the weight of each position, others without weights nothing. */
 uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op);
 static inline uint32_t htpw_op_quant_bytes(const struct htpw_op *op) {
     return htpw_round16(4u * (2u * op->quant.count + op->quant.channels));

@@ -1,5 +1,6 @@
 /* Binding memory, the schedules with a cache in SRAM, and the operator loop. */
 #include "htpw_internal.h"
+#include "kernels/htpw_requantise.h"
 
 static int htpw_is_ready(const struct htpw_context *ctx, uint32_t layer) {
     return (ctx->ready[layer / 8u] >> (layer % 8u)) & 1u;
@@ -169,6 +170,35 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
     return HTPW_OK;
 }
 
+static void htpw_run_table(const struct htpw_op *op, const int8_t *x, int8_t *y) {
+    const uint32_t n = htpw_tensor_size(&op->out);
+    htpw_table_s8_ref(n, (const int8_t *)op->table, x, y);
+    htpw_clamp_s8_ref(n, op->act_min, op->act_max, y, y);
+}
+
+/* The element-wise kernel, with a second input of one value for each channel at every position anew. */
+static void htpw_run_mul(const struct htpw_op *op, const int8_t *x, const int8_t *second, int8_t *y) {
+    const uint32_t n = htpw_tensor_size(&op->out), step = op->is_broadcast ? op->out.c : n;
+    for (uint32_t i = 0; i < n; i += step) {
+        htpw_mul_s8_ref(step, &op->scalars, x + i, second, y + i);
+    }
+}
+
+/* Softmax of the scores into `p`, then the sum of the positions with these weights. */
+static void htpw_run_attend(const struct htpw_op *op, const int8_t *x, const int8_t *scores, int8_t *p, int8_t *y) {
+    const struct htpw_elementwise *e = &op->scalars;
+    const int32_t n = (int32_t)op->in.h * op->in.w, channels = op->in.c;
+    htpw_softmax_s8_ref(1, n, op->softmax_multiplier, op->softmax_shift, -(int32_t)op->softmax_range, scores, p);
+    for (int32_t c = 0; c < channels; c++) {
+        int32_t sum = 0;
+        for (int32_t i = 0; i < n; i++) {
+            sum += (p[i] + 128) * (x[i * channels + c] + e->a_offset);
+        }
+        sum = htpw_requantise_inline(sum, e->out_multiplier, e->out_shift) + e->out_offset;
+        y[c] = (int8_t)htpw_clamp(sum, e->act_min, e->act_max);
+    }
+}
+
 int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits, size_t output_bytes) {
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -184,17 +214,26 @@ int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, 
     int result = htpw_cursor_start(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_RUN, &cursor);
     while (result >= 0 && (result = htpw_cursor_next(ctx->model, &cursor, &op)) > 0) {
         const int8_t *x = op.slot_in == 0 ? input : (const int8_t *)slot[op.slot_in];
+        const int8_t *second = op.slot_in2 == 0 ? input : (const int8_t *)slot[op.slot_in2]; /* if it has one */
         int8_t *y = (int8_t *)slot[op.slot_out];
         switch (op.kind) {
         case HTPW_OP_ADD:
-            ctx->backend->add(htpw_tensor_size(&op.out), &op.add, x,
-                              op.slot_in2 == 0 ? input : (const int8_t *)slot[op.slot_in2], y);
+            ctx->backend->add(htpw_tensor_size(&op.out), &op.scalars, x, second, y);
             break;
         case HTPW_OP_AVGPOOL:
             ctx->backend->avgpool(&op.window, op.act_min, op.act_max, x, y);
             break;
         case HTPW_OP_MAXPOOL:
             ctx->backend->maxpool(&op.window, op.act_min, op.act_max, x, y);
+            break;
+        case HTPW_OP_TABLE:
+            htpw_run_table(&op, x, y);
+            break;
+        case HTPW_OP_MUL:
+            htpw_run_mul(&op, x, second, y);
+            break;
+        case HTPW_OP_ATTEND:
+            htpw_run_attend(&op, x, second, (int8_t *)slot[HTPW_SLOTS], y);
             break;
         default:
             result = htpw_run_linear(ctx, &op, slot[HTPW_SLOTS], x, y);

@@ -29,7 +29,7 @@ from .heads import (
 )
 from .sections import Cursor, ImageError, require, require_in, sections
 
-__all__ = ["Addition", "ImageError", "Linear", "Model", "Operator", "Windows", "read", "read_payloads"]
+__all__ = ["Addition", "Attention", "ImageError", "Linear", "Model", "Operator", "Product", "Windows", "read", "read_payloads"]
 
 CELLS_MAX = 1 << 22  # elements of a tensor, weights of a kernel
 CACHED_MAX = 64
@@ -39,9 +39,17 @@ Q31_MAX = (1 << 31) - 1
 STORED8, STORED4, STORED2 = 0, 1, 2
 STORED_WIDTHS = {STORED8: 8, STORED4: 4, STORED2: 2}
 CODE_WIDTHS = (0, 4, 6, 8)  # by bits 4..5 of the source byte
-KINDS = {1: "conv", 2: "depthwise", 3: "conv1x1", 4: "fc", 5: "add", 6: "avgpool", 7: "maxpool"}
+KINDS = {
+    1: "conv", 2: "depthwise", 3: "conv1x1", 4: "fc", 5: "add",
+    6: "avgpool", 7: "maxpool", 8: "table", 9: "mul", 10: "attend",
+}  # fmt: skip
 POOLS = ("avgpool", "maxpool")
 SPATIAL = ("conv", "depthwise")
+# Largest left shifts for which section 7 holds: 255 * 255 << 14 and 511 * 255 * 255 << 5.
+PRODUCT_SHIFT_MAX = 14
+ATTENTION_SHIFT_MAX = 5
+POSITIONS_MAX = 511
+SOFTMAX_SHIFT_MAX = 30
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,35 @@ class Addition:
     out_shift: int
 
 
+@dataclass(frozen=True)
+class Product:
+    """Scalars of a mul; Q31 multiplier, shift in [-31, 14]."""
+
+    multiplier: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Scalars of an attend: those of its softmax, then the output's, with a shift in [-31, 5].
+
+    ``reach`` is how far below the greatest score others still count.
+    """
+
+    softmax_multiplier: int
+    softmax_shift: int
+    reach: int
+    multiplier: int
+    shift: int
+
+
 @dataclass(frozen=True, eq=False)
 class Operator:
     """One instruction: reads ``sources`` slots, writes ``target``.
 
     Shapes are (H, W, C). ``zero_points`` belong to the sources, in order. ``windows`` is None but
-    for convolutions with a kernel and pools, ``linear`` None for pools and add, ``addition``
-    None for all but add.
+    for convolutions with a kernel and pools, ``linear`` None for operators without weights,
+    ``scalars`` None for all but add, mul and attend, ``table`` (int8 (256,)) for all but table.
     """
 
     kind: str
@@ -114,7 +144,8 @@ class Operator:
     act_max: int
     windows: Windows | None
     linear: Linear | None
-    addition: Addition | None
+    scalars: Addition | Product | Attention | None
+    table: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,13 +291,16 @@ class _Operators:
         zero_points = [source_zero_point]
         require_in(where, "output slot", target, 1, SLOTS - 1)
 
-        window = linear = addition = None
-        if kind == "add":
-            second, addition = self._addition(where)
+        window = linear = scalars = table = None
+        if kind in PAIRS:
+            (second,) = self._ops.fields("B", where)
             second_shape, second_zero_point = self._source(where, second)
             sources.append(second)
             zero_points.append(second_zero_point)
-            require(shape == second_shape, f"{where}: shapes {shape} and {second_shape} differ")
+            scalars, output = PAIRS[kind](self, where, shape, second_shape)
+        elif kind == "table":
+            self._wght.align(4)
+            table = self._wght.array(256, "<i1", f"table of {where}").astype(np.int8)
             output = shape
         elif kind in POOLS:
             window = self._pool(where, shape)
@@ -282,16 +316,38 @@ class _Operators:
         self._slots[target] = (output, zero_point)
         return Operator(
             kind, tuple(sources), target, shape, output, tuple(zero_points),
-            zero_point, act_min, act_max, window, linear, addition,
+            zero_point, act_min, act_max, window, linear, scalars, table,
         )  # fmt: skip
 
-    def _addition(self, where: str) -> tuple[int, Addition]:
-        second, left_shift, s1, s2, s_out, m1, m2, m_out = self._ops.fields("BBbbbIII", where)
+    # Each of the next three reads what follows the second slot, and returns it with the output's shape.
+
+    def _addition(self, where: str, shape: tuple, second: tuple) -> tuple[Addition, tuple]:
+        require(shape == second, f"{where}: shapes {shape} and {second} differ")
+        left_shift, s1, s2, s_out, m1, m2, m_out = self._ops.fields("BbbbIII", where)
         require_in(where, "left_shift", left_shift, 16, 22)
         for shift, multiplier in ((s1, m1), (s2, m2), (s_out, m_out)):
             require_in(where, "shift", shift, SHIFT_MIN, 0)
             require_in(where, "multiplier", multiplier, 0, Q31_MAX)
-        return second, Addition(left_shift, (m1, m2), (s1, s2), m_out, s_out)
+        return Addition(left_shift, (m1, m2), (s1, s2), m_out, s_out), shape
+
+    def _product(self, where: str, shape: tuple, second: tuple) -> tuple[Product, tuple]:
+        require(second in (shape, (1, 1, shape[2])), f"{where}: shapes {shape} and {second} do not fit")
+        shift, multiplier = self._ops.fields("bI", where)
+        require_in(where, "shift", shift, SHIFT_MIN, PRODUCT_SHIFT_MAX)
+        require_in(where, "multiplier", multiplier, 0, Q31_MAX)
+        return Product(multiplier, shift), shape
+
+    def _attention(self, where: str, shape: tuple, second: tuple) -> tuple[Attention, tuple]:
+        height, width, channels = shape
+        require(second == (height, width, 1), f"{where}: scores have shape {second}, must be {(height, width, 1)}")
+        require_in(where, "number of positions", height * width, 1, POSITIONS_MAX)
+        softmax_shift, reach, shift, softmax_multiplier, multiplier = self._ops.fields("BBbII", where)
+        require_in(where, "softmax shift", softmax_shift, 0, SOFTMAX_SHIFT_MAX)
+        require(reach << softmax_shift <= Q31_MAX, f"{where}: a softmax range of {reach} << {softmax_shift} leaves int32")
+        require_in(where, "shift", shift, SHIFT_MIN, ATTENTION_SHIFT_MAX)
+        for value in (softmax_multiplier, multiplier):
+            require_in(where, "multiplier", value, 0, Q31_MAX)
+        return Attention(softmax_multiplier, softmax_shift, reach, multiplier, shift), (1, 1, channels)
 
     def _pool(self, where: str, shape: tuple[int, int, int]) -> Windows:
         zero, *fields = self._ops.fields("BHHHHBBBB", where)
@@ -413,3 +469,11 @@ class _Operators:
         else:
             weights = self._wght.bits(number, STORED_WIDTHS[source], True, what)
         return weights.astype(np.int8).reshape(weight_shape)
+
+
+# What reads the records of operators with two inputs.
+PAIRS: dict[str, Callable] = {
+    "add": _Operators._addition,
+    "mul": _Operators._product,
+    "attend": _Operators._attention,
+}

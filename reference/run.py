@@ -14,12 +14,17 @@ from .image import Model, Operator
 from .kernels import (
     add_s8,
     avgpool_s8,
+    clamp_s8,
     conv1x1_s8,
     conv_s8,
     depthwise_s8,
     fully_connected_s8,
     maxpool_s8,
+    mul_s8,
+    softmax_s8,
+    table_s8,
 )
+from .kernels.requantise import requantise_to_s8
 
 
 def run(model: Model, x: np.ndarray) -> np.ndarray:
@@ -107,10 +112,10 @@ def _linear(operator: Operator, w: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _plain(operator: Operator, x: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
-    """Run an operator without weights: add or a pool."""
+    """Run an operator without weights."""
     clamp = {"act_min": operator.act_min, "act_max": operator.act_max}
     if operator.kind == "add":
-        scalars = operator.addition
+        scalars = operator.scalars
         return add_s8(
             x,
             second,
@@ -126,6 +131,21 @@ def _plain(operator: Operator, x: np.ndarray, second: np.ndarray | None = None) 
             out_shift=scalars.out_shift,
             **clamp,
         )
+    if operator.kind == "mul":
+        return mul_s8(
+            x,
+            np.broadcast_to(second, x.shape),
+            input1_offset=-operator.zero_points[0],
+            input2_offset=-operator.zero_points[1],
+            out_offset=operator.zero_point,
+            out_mult=operator.scalars.multiplier,
+            out_shift=operator.scalars.shift,
+            **clamp,
+        )
+    if operator.kind == "attend":
+        return _attend(operator, x, second)
+    if operator.kind == "table":
+        return clamp_s8(table_s8(x, operator.table), **clamp)
     pool = avgpool_s8 if operator.kind == "avgpool" else maxpool_s8
     windows = operator.windows
     return pool(
@@ -136,3 +156,20 @@ def _plain(operator: Operator, x: np.ndarray, second: np.ndarray | None = None) 
         output_size=windows.output_size,
         **clamp,
     )
+
+
+def _attend(operator: Operator, x: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Sum positions, weighted by the softmax of their scores."""
+    scalars, (windows, height, width, channels) = operator.scalars, x.shape
+    p = softmax_s8(
+        scores.reshape(windows, height * width),
+        mult=scalars.softmax_multiplier,
+        shift=scalars.softmax_shift,
+        diff_min=-scalars.reach,
+    )
+    values = x.reshape(windows, height * width, channels).astype(np.int64) - operator.zero_points[0]
+    total = ((p.astype(np.int64) + 128)[:, :, None] * values).sum(axis=1)
+    y = requantise_to_s8(
+        total, scalars.multiplier, scalars.shift, operator.zero_point, operator.act_min, operator.act_max
+    )
+    return y.reshape(windows, 1, 1, channels)

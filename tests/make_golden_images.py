@@ -1,4 +1,5 @@
-"""Makes the golden images: one tiny network per weight source, 1-D and 2-D, with its kernels and logits.
+"""Makes the golden images: one tiny network per weight source, and one per operator without weights that it would not use, 1-D
+and 2-D, with kernels and logits.
 
 Usage, from the root of the repository::
 
@@ -14,6 +15,7 @@ import base64
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from pyhtpw.image import heads as heads_of  # noqa: E402
 from pyhtpw.image import write  # noqa: E402
 from pyhtpw.image.integer import (  # noqa: E402
     AddScalars,
+    AttendScalars,
     Codebook,
     Dense,
     Factorised,
@@ -34,6 +37,7 @@ from pyhtpw.image.integer import (  # noqa: E402
     Info,
     IntegerModel,
     Matrix,
+    MulScalars,
     Op,
     Requant,
     Seeded,
@@ -182,7 +186,8 @@ SOURCES: dict[str, Weights] = {
     "codebook_made_seeded": _codebook(6, "seeded"),
     "codebook_made_narrow": _codebook(8, "tiled", True),
 }
-NAMES = tuple(f"{source}_{dimensions}d" for source in SOURCES for dimensions in (1, 2))
+PLAIN = ("table", "mul", "mul_broadcast", "attend")  # behind the sources, whose seeds are their places
+NAMES = tuple(f"{what}_{dimensions}d" for what in (*SOURCES, *PLAIN) for dimensions in (1, 2))
 
 
 def _weight_rms(weights: Stored | Generated, heads: list) -> float:
@@ -194,11 +199,33 @@ def _weight_rms(weights: Stored | Generated, heads: list) -> float:
     return max(float(np.sqrt((values.astype(float) ** 2).mean())), 1.0)
 
 
+def _plain(kind: str, x: Tensor, emit: Callable, rng: Numbers) -> Tensor:
+    """An operator without weights on tensor 1, which is `x`, and what it needs; returns its output."""
+    same = replace(x, zero_point=-20)
+    if kind == "table":  # any function at all, clamped
+        emit("table", (1,), same, table=rng.integers(-128, 128, 256).astype(np.int8), act_min=-100, act_max=90)
+        return same
+    if kind == "mul":  # with itself turned round by a kernel
+        emit("conv1x1", (1,), replace(x, zero_point=7), (x.c, x.c), x.c)
+        emit("mul", (1, 2), same, mul=MulScalars(0x5A5A5A5A, -6))
+        return same
+    if kind == "mul_broadcast":  # squeeze and excite
+        emit("avgpool", (1,), Tensor(1, 1, x.c, x.zero_point), window=Window((x.h, x.w)))
+        emit("conv1x1", (2,), Tensor(1, 1, x.c, -128), (x.c, x.c), x.c)
+        emit("mul", (1, 3), same, mul=MulScalars(0x7A5A5A5A, -5), act_max=101)
+        return same
+    emit("conv1x1", (1,), Tensor(x.h, x.w, 1, 3), (1, x.c), x.c)
+    pooled = Tensor(1, 1, x.c, -100)
+    emit("attend", (1, 2), pooled, attend=AttendScalars(0x66666666, 21, 200, 0x7FFFFFFF, -8))
+    return pooled
+
+
 def build(name: str) -> IntegerModel:
-    """The golden network `name`: conv, depthwise, conv1x1, add, conv1x1, pools and fc, all kernels of one source."""
+    """The golden network `name`: conv, then depthwise, conv1x1, add, conv1x1 and a pool with all kernels of one source, or an
+    operator of PLAIN; then fc."""
     source, _, dimensions = name.rpartition("_")
     flat, number = dimensions == "1d", NAMES.index(name)
-    book, make = Book(0x1234567 + 7919 * number), SOURCES[source]
+    book, make = Book(0x1234567 + 7919 * number), SOURCES[source if source in SOURCES else "stored8"]
     rng, ops = book.rng, []
 
     def emit(kind: str, inputs: tuple[int, ...], out: Tensor, shape: tuple[int, ...] = (), products: int = 0, **more) -> None:
@@ -223,6 +250,10 @@ def build(name: str) -> IntegerModel:
     pad = ((kernel[0] - 1) // 2, 1)
     window = Window(kernel, (1, 2) if flat else (2, 1), pad)
     emit("conv", (0,), first, (4, *kernel, 2), 2 * area, window=window)
+    if source in PLAIN:
+        last = _plain(source, first, emit, rng)
+        emit("fc", (len(ops),), Tensor(1, 1, 3, 10), (3, last.size), last.size)
+        return IntegerModel(x, tuple(ops), Info(0.05, 0.1, 0.5, 360.0, name, ("a", "b", "c")))
     emit("depthwise", (1,), first, (*kernel, 4), area, window=Window(kernel, (1, 1), pad))
     emit("conv1x1", (2,), Tensor(first.h, first.w, 4, 5), (4, 4), 4)
     emit("add", (1, 3), first, add=AddScalars(20, (1 << 30, 0x5A5A5A5A, 25000 << 16), (0, 0, -18)))

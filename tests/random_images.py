@@ -8,7 +8,9 @@ import numpy as np
 
 from pyhtpw.image import heads as heads_of
 from pyhtpw.image.integer import (
+    ATTEND_MAX,
     AddScalars,
+    AttendScalars,
     Codebook,
     Dense,
     Factorised,
@@ -17,6 +19,7 @@ from pyhtpw.image.integer import (
     Info,
     IntegerModel,
     Matrix,
+    MulScalars,
     Op,
     Requant,
     Seeded,
@@ -215,9 +218,32 @@ def models(draw, max_ops: int = 6) -> IntegerModel:
         at = draw(st.sampled_from([i for i in (len(tensors) - 1, len(tensors) - 2, 0) if i >= 0]))
         x = tensors[at]
         twins = [i for i, t in enumerate(tensors) if (t.h, t.w, t.c) == (x.h, x.w, x.c) and len(tensors) - i <= 4]
-        kind = draw(st.sampled_from(("conv", "depthwise", "conv1x1", "add", "avgpool", "maxpool")))
-        if kind == "add":
-            multipliers = st.one_of(st.sampled_from((0, 1 << 30, 20000 << 16, (1 << 31) - 1)), st.integers(0, (1 << 31) - 1))
+        kind = draw(st.sampled_from(("conv", "depthwise", "conv1x1", "add", "avgpool", "maxpool", "table", "mul", "attend")))
+        multipliers = st.one_of(st.sampled_from((0, 1 << 30, 20000 << 16, (1 << 31) - 1)), st.integers(0, (1 << 31) - 1))
+        if kind == "attend" and x.h * x.w > ATTEND_MAX:
+            kind = "table"
+        if kind == "table":
+            table = values(np.random.default_rng(draw(SEEDS)), 256).astype(np.int8)
+            emit(kind, (at,), Tensor(x.h, x.w, x.c, draw(zero)), table=table)
+        elif kind == "mul":
+            if draw(st.booleans()):  # by channel: with the means, say
+                second = len(tensors)
+                emit("avgpool", (at,), Tensor(1, 1, x.c, x.zero_point), window=Window((x.h, x.w), (1, 1)))
+            else:
+                second = draw(st.sampled_from(twins or [at]))
+            scalars = MulScalars(draw(multipliers), draw(st.sampled_from((-31, -9, -8, -6, 0, 14))))
+            emit(kind, (at, second), Tensor(x.h, x.w, x.c, draw(zero)), mul=scalars)
+        elif kind == "attend":
+            scores = Tensor(x.h, x.w, 1, draw(zero))
+            emit("conv1x1", (at,), scores, weights=weights((1, x.c)), requant=draw(requants(1, x.c)))
+            shift = draw(st.sampled_from((0, 10, 18, 20, 22, 23, 30)))
+            span = draw(st.sampled_from((0, 1, 30, 255)))
+            scalars = AttendScalars(
+                draw(multipliers), shift, min(span, ((1 << 31) - 1) >> shift),
+                draw(multipliers), draw(st.sampled_from((-31, -10, -8, -7, 0, 5))),
+            )  # fmt: skip
+            emit(kind, (at, len(tensors) - 1), Tensor(1, 1, x.c, draw(zero)), attend=scalars)
+        elif kind == "add":
             scalars = AddScalars(
                 draw(st.sampled_from((16, 20, 22))),
                 tuple(draw(multipliers) for _ in range(3)),
@@ -348,6 +374,11 @@ def example(seed: int = 0) -> IntegerModel:
     emit("conv1x1", (11,), Tensor(1, 6, 5, -10), made(1, 5, 11, bits=6, narrow=True), 11, gain=1.5)
     emit("conv1x1", (12,), Tensor(1, 6, 11, -128), stored(11, 5, bits=4, narrow=True), 5, 8, gain=2)
     emit("avgpool", (13,), Tensor(1, 1, 11, -128), window=Window((1, 6)))
-    emit("fc", (14,), Tensor(1, 1, 3, 0), stored(3, 11), 11)
+    gate = np.rint(254 / (1 + np.exp(-np.arange(256) / 24 + 4))).astype(np.int64) - 127
+    emit("table", (14,), Tensor(1, 1, 11, -128), table=gate.astype(np.int8))
+    emit("mul", (13, 15), Tensor(1, 6, 11, -100), mul=MulScalars((29000 << 16) + 3, -8))
+    emit("conv1x1", (16,), Tensor(1, 6, 1, 0), stored(1, 11), 11, gain=4)
+    emit("attend", (16, 17), Tensor(1, 1, 11, -90), attend=AttendScalars(27000 << 16, 21, 255, 31000 << 16, -8))
+    emit("fc", (18,), Tensor(1, 1, 3, 0), stored(3, 11), 11)
     info = Info(0.05, 0.1, 0.5, 360.0, "example", ("a", "b", "c"))
     return IntegerModel(Tensor(1, 24, 2, -3), tuple(ops), info, generators, tuple(head_list))

@@ -10,7 +10,10 @@ import random
 import struct
 import zlib
 
-KIND = {"conv": 1, "depthwise": 2, "conv1x1": 3, "fc": 4, "add": 5, "avgpool": 6, "maxpool": 7}
+KIND = {
+    "conv": 1, "depthwise": 2, "conv1x1": 3, "fc": 4, "add": 5,
+    "avgpool": 6, "maxpool": 7, "table": 8, "mul": 9, "attend": 10,
+}  # fmt: skip
 STORED = {"stored8": 8, "stored4": 4, "stored2": 2}
 SOURCE = {"stored8": 0, "stored4": 1, "stored2": 2}
 DENSE, FACTORISED, TILED, SEEDED, CODEBOOK = 3, 4, 5, 6, 7
@@ -30,6 +33,14 @@ def record(op: dict) -> bytes:
     data = struct.pack("<BBbbb", op.get("code", KIND[op["kind"]]), slots, op["zp"], *op["clamp"])
     if op["kind"] == "add":
         return data + struct.pack("<BBbbbIII", op["src2"], op["left_shift"], *op["shifts"], *op["multipliers"])
+    if op["kind"] == "table":
+        return data
+    if op["kind"] == "mul":
+        return data + struct.pack("<BbI", op["src2"], op["shift"], op["multiplier"])
+    if op["kind"] == "attend":
+        softmax_multiplier, softmax_shift, reach = op["softmax"]
+        data += struct.pack("<BBBb", op["src2"], softmax_shift, reach, op["shift"])
+        return data + struct.pack("<II", softmax_multiplier, op["multiplier"])
     if op["kind"] in ("avgpool", "maxpool"):
         return data + struct.pack(
             "<BHHHHBBBB", op.get("zero", 0), *op["out"], *op["kernel"], *op["stride"], *op["padding"]
@@ -84,6 +95,8 @@ def payloads(net: dict) -> dict[str, bytearray]:
     quan, wght, code, generators, heads = b"", b"", b"", b"", b""
     for op in net["ops"]:
         ops += record(op)
+        if op["kind"] == "table":
+            wght += b"\0" * (-len(wght) % 4) + bits(op["table"], 8)
         if "m" not in op:
             continue
         quan += parts_of(op)[0]
@@ -163,7 +176,25 @@ def stored_network() -> dict:
     return single(op, (1, 3, 1), [], [])
 
 
-# A network with every operator, and heads of every kind
+def plain_network() -> dict:
+    """A table, products of both kinds and an attend over an input (2, 3, 2), behind 3 bytes of weights that none needs."""
+    prefix = {"zp": 0, "clamp": (-128, 127)}
+    scores = plain("conv1x1", 2, 1, src=4, dst=5, per_tensor=True, weight_bits=4, source=1, w=[3, -2], m=[0], shift_base=-1)
+    ops = [
+        {"kind": "table", "src": 0, "dst": 1, "table": [(37 * i) % 256 - 128 for i in range(256)]} | prefix | {"zp": -9},
+        {"kind": "mul", "src": 0, "src2": 1, "dst": 2, "shift": -6, "multiplier": 1500000001} | prefix | {"zp": 4},
+        {"kind": "avgpool", "src": 2, "dst": 3, "out": (1, 1), "kernel": (2, 3), "stride": (1, 1), "padding": (0, 0)} | prefix,
+        {"kind": "mul", "src": 1, "src2": 3, "dst": 4, "shift": -6, "multiplier": 1 << 30} | prefix,
+        scores,
+        {"kind": "attend", "src": 4, "src2": 5, "dst": 6, "softmax": (1400000000, 20, 90), "shift": -7, "multiplier": 1 << 30}
+        | prefix
+        | {"zp": 3, "clamp": (-100, 120)},
+    ]  # fmt: skip
+    ops[2]["zp"] = 4
+    return {"input": (2, 3, 2), "zp": -5, "ops": ops, "generators": [], "heads": [], "info": b""}
+
+
+# A network with every operator that has weights, add and pools, and heads of every kind
 
 EVERYTHING = ("stored8", 6, 2, 3, 9, 1)
 """Weights of the six linear operators 0, 1, 2, 3, 6 and 8: a stored source or the number of a head."""

@@ -44,6 +44,8 @@ def sections(model):
             found["QUAN"] += len(m) * each
             found["QUAN"] += bits_bytes(len(r.shifts), int(r.shifts.max() - r.shifts.min()).bit_length())
             found["QUAN"] += bits_bytes(len(r.biases), signed_bits(r.biases))
+        if op.table is not None:
+            found["WGHT"] += -found["WGHT"] % 4 + 256
         w = op.weights
         if isinstance(w, Generated):
             head = model.heads[w.head]

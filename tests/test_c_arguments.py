@@ -34,7 +34,7 @@ class Bound:
         self.model, self.plan, self.context = (ffi.new(f"struct htpw_{what} *") for what in ("model", "plan", "context"))
         assert lib.htpw_model_open(self.model, pointer(self.image), len(data)) == 0
         assert lib.htpw_plan_memory(self.model, 1, self.plan) == 0
-        self.arena = _native.aligned(self.plan.arena_bytes + 4)
+        self.arena = _native.aligned(max(self.plan.arena_bytes, self.plan.streamed_arena_bytes) + 4)
         self.cache = _native.aligned(self.plan.cache_bytes + 4)
         self.x, self.y = np.zeros(self.plan.input_bytes, np.int8), np.zeros(self.plan.output_bytes, np.int8)
 

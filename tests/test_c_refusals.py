@@ -14,7 +14,23 @@ import pytest
 import test_reference_heads
 import test_reference_image
 import test_reference_packs
-from reference_images import CODEBOOK, SEEDED, TAGS, assemble, head, image, network, op, payloads, plain, single, stored_network, top
+import test_reference_plain
+from reference_images import (
+    CODEBOOK,
+    SEEDED,
+    TAGS,
+    assemble,
+    head,
+    image,
+    network,
+    op,
+    payloads,
+    plain,
+    plain_network,
+    single,
+    stored_network,
+    top,
+)
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
@@ -51,6 +67,32 @@ def test_every_rule_of_the_numpy_reader(change, message):
     net = network()
     change(net)
     assert fuzz_reader.check(image(net)) == "refused"
+
+
+@pytest.mark.parametrize(("change", "message"), test_reference_plain.RULES)
+def test_every_rule_of_operators_without_weights(change, message):
+    net = test_reference_plain.spoiled(change)
+    error = "SLOT" if "slot" in message else "SHAPE" if "shape" in message or "fit" in message or "positions" in message else "RANGE"
+    assert opened(image(net)) == error and fuzz_reader.check(image(net)) == "refused"
+
+
+@pytest.mark.parametrize("change", [mark.args[1] for mark in test_reference_plain.test_the_last_value_that_is_allowed.pytestmark][0])
+def test_the_last_value_of_operators_without_weights(change):
+    assert fuzz_reader.check(image(test_reference_plain.spoiled(change))) == "run"
+
+
+def test_tables_take_256_bytes_behind_zeros():
+    net = plain_network()
+    net["ops"] = [net["ops"][4] | {"src": 0, "dst": 7}, *net["ops"]]
+    parts = payloads(net)
+    assert opened(assemble(list(parts.items()))) == "OK"
+    test_fuzz.every_schedule(assemble(list(parts.items())), bytes((0, 0, 0, 9, 1, 5, 1, 0)))
+    for length in range(len(parts["WGHT"])):
+        assert opened(assemble(list((parts | {"WGHT": parts["WGHT"][:length]}).items()))) == "DATA"
+    for at in (1, 2, 3):
+        spoiled = bytearray(parts["WGHT"])
+        spoiled[at] = 1
+        assert opened(assemble(list((parts | {"WGHT": spoiled}).items()))) == "DATA"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def requant_of(i):
 
 CODES = EXAMPLE.ops[0].weights
 WIDER = replace(CODES, bits=6, codes=CODES.codes * 4)
-HALVED = replace(EXAMPLE.ops[14].weights, values=EXAMPLE.ops[14].weights.values // 2)
+HALVED = replace(EXAMPLE.ops[18].weights, values=EXAMPLE.ops[18].weights.values // 2)
 HEAD = replace(EXAMPLE.heads[0], matrix=replace(EXAMPLE.heads[0].matrix, shift=3))
 
 
@@ -90,7 +90,10 @@ HEAD = replace(EXAMPLE.heads[0], matrix=replace(EXAMPLE.heads[0].matrix, shift=3
         (with_op(EXAMPLE, 2, act_min=-5), "operator 2: act_min differs"),
         (with_op(EXAMPLE, 2, out=replace(EXAMPLE.ops[2].out, zero_point=5)), "operator 2: shape or zero point"),
         (with_op(EXAMPLE, 3, add=replace(EXAMPLE.ops[3].add, left_shift=19)), "operator 3: scalars of the add"),
-        (with_op(EXAMPLE, 14, weights=HALVED), "WGHT differs"),
+        (with_op(EXAMPLE, 15, mul=replace(EXAMPLE.ops[15].mul, shift=-9)), "operator 15: scalars of the mul"),
+        (with_op(EXAMPLE, 17, attend=replace(EXAMPLE.ops[17].attend, softmax_range=9)), "operator 17: scalars of the attend"),
+        (with_op(EXAMPLE, 14, table=-1 - EXAMPLE.ops[14].table), "WGHT differs"),
+        (with_op(EXAMPLE, 18, weights=HALVED), "WGHT differs"),
         (replace(EXAMPLE, heads=(HEAD, *EXAMPLE.heads[1:])), "HEAD differs"),
         (replace(EXAMPLE, info=replace(EXAMPLE.info, threshold=0.25)), "INFO differs"),
         (replace(EXAMPLE, input=replace(EXAMPLE.input, zero_point=3)), "input tensor differs"),
@@ -151,7 +154,8 @@ def test_malformed_packs_are_refused(data, words):
     [
         (Entry(0, "0", bytes(9)), "CODE has 9 bytes, the base image's has 8"),
         (Entry(3, "1", b""), "operator 3 has no QUAN"),
-        (Entry(14, "0", b""), "operator 14 has no CODE"),
+        (Entry(14, "1", b""), "operator 14 has no QUAN"),
+        (Entry(18, "0", b""), "operator 18 has no CODE"),
         (Entry(99, "0", b""), "operator 99 has no CODE"),
         (Entry(2, "0", b"\xff\xff"), "unused bits|id 7"),
     ],

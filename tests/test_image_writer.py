@@ -148,13 +148,20 @@ def weights_changed(i, **changes):
     return replace(EXAMPLE, ops=(*EXAMPLE.ops[:i], replace(op, weights=replace(op.weights, **changes)), *EXAMPLE.ops[i + 1 :]))
 
 
+def too_long():
+    """A network that attends to 512 positions."""
+    x, y = model_of.Tensor(1, 512, 1, 0), model_of.Tensor(1, 1, 1, 0)
+    return model_of.IntegerModel(x, (model_of.Op("attend", "attend", (0, 0), y, attend=ATTEND),))
+
+
+ATTEND = EXAMPLE.ops[17].attend
 FC, MATRIX = EXAMPLE.ops[-1], EXAMPLE.heads[0].matrix
 
 
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (requant_changed(multipliers=np.array([1 << 31] * 3)), r"operator 14 \(fc14\): multipliers hold 2147483648"),
+        (requant_changed(multipliers=np.array([1 << 31] * 3)), r"operator 18 \(fc18\): multipliers hold 2147483648"),
         (requant_changed(multipliers=np.array([0.5] * 3)), "multipliers are float64"),
         (requant_changed(multipliers=np.array([1, 2])), "2 multipliers for 3 channels"),
         (requant_changed(shifts=np.array([-31, 1, 0])), "shifts -31..1 are more than 31 apart"),
@@ -166,7 +173,7 @@ FC, MATRIX = EXAMPLE.ops[-1], EXAMPLE.heads[0].matrix
         (op_changed("fc", out=replace(FC.out, zero_point=128)), "zero point is 128"),
         (op_changed("fc", act_max=128), "act_max is 128"),
         (op_changed("fc", act_min=5, act_max=4), "act_min is 5"),
-        (op_changed("fc", inputs=(15,)), "reads tensor 15"),
+        (op_changed("fc", inputs=(19,)), "reads tensor 19"),
         (op_changed("fc", inputs=(1, 2)), "reads 2 tensors"),
         (op_changed("fc", kind="rnn"), "kind 'rnn'"),
         (op_changed("conv", window=None), "no window"),
@@ -177,10 +184,30 @@ FC, MATRIX = EXAMPLE.ops[-1], EXAMPLE.heads[0].matrix
         (op_changed("add", add=replace(EXAMPLE.ops[3].add, left_shift=23)), "left_shift is 23"),
         (op_changed("add", add=replace(EXAMPLE.ops[3].add, shifts=(0, 1, 0))), "shift of an add is 1"),
         (op_changed("add", add=replace(EXAMPLE.ops[3].add, multipliers=(0, -1, 0))), "multiplier of an add is -1"),
-        (weights_changed(14, narrow=True), "8 bits cannot be narrow"),
-        (weights_changed(14, bits=4), r"operator 14 \(fc14\): weights hold -?\d+, which is not in -8..7"),
-        (weights_changed(14, bits=3), "bits of the stored weights is 3"),
-        (weights_changed(14, values=np.zeros((3, 12), np.int8)), "weights have shape"),
+        (op_changed("table", table=None), "has no table"),
+        (op_changed("table", table=np.zeros(255, np.int8)), r"table have shape|table has shape|\(256,\)"),
+        (op_changed("table", table=np.full(256, 128)), "table hold"),
+        (op_changed("table", out=replace(EXAMPLE.ops[14].out, c=10)), "must be"),
+        (op_changed("mul", mul=None), "no scalars"),
+        (op_changed("mul", mul=replace(EXAMPLE.ops[15].mul, shift=15)), "shift of a mul is 15"),
+        (op_changed("mul", mul=replace(EXAMPLE.ops[15].mul, multiplier=1 << 31)), "multiplier of a mul is"),
+        (op_changed("mul", inputs=(13, 12)), r"second input has shape .* must be \(1, 6, 11\) or \(1, 1, 11\)"),
+        (op_changed("mul", inputs=(13,)), "reads 1 tensors"),
+        (op_changed("attend", attend=None), "no scalars"),
+        (op_changed("attend", attend=replace(ATTEND, shift=6)), "shift of an attend is 6"),
+        (op_changed("attend", attend=replace(ATTEND, multiplier=-1)), "multiplier of an attend is -1"),
+        (op_changed("attend", attend=replace(ATTEND, softmax_multiplier=1 << 31)), "softmax_multiplier is"),
+        (op_changed("attend", attend=replace(ATTEND, softmax_shift=31)), "softmax_shift is 31"),
+        (op_changed("attend", attend=replace(ATTEND, softmax_range=256)), "softmax_range is 256"),
+        (op_changed("attend", attend=replace(ATTEND, softmax_shift=23, softmax_range=256)), r"not an integer in 0\.\.255"),
+        (op_changed("attend", attend=replace(ATTEND, softmax_shift=24, softmax_range=128)), r"not an integer in 0\.\.127"),
+        (op_changed("attend", inputs=(16, 16)), r"must be \(1, 6, 1\)"),
+        (op_changed("attend", out=replace(EXAMPLE.ops[17].out, w=6)), "must be"),
+        (too_long(), "512 positions are more than 511"),
+        (weights_changed(18, narrow=True), "8 bits cannot be narrow"),
+        (weights_changed(18, bits=4), r"operator 18 \(fc18\): weights hold -?\d+, which is not in -8..7"),
+        (weights_changed(18, bits=3), "bits of the stored weights is 3"),
+        (weights_changed(18, values=np.zeros((3, 12), np.int8)), "weights have shape"),
         (weights_changed(0, head=99), "head is 99"),
         (weights_changed(0, bits=5), "bits of the codes is 5"),
         (weights_changed(0, codes=np.full((5, 3), 8)), "codes hold 8"),

@@ -239,7 +239,7 @@ def test_padding_between_payloads():
         (top(count=9), "left over"),
         (top(count=11), "OPS: operator 10"),
         (op(0, code=0), "kind 0"),
-        (op(0, code=8), "kind 8"),
+        (op(0, code=11), "kind 11"),
         (op(0, src=5), "slot 5 is read before"),
         (op(0, src=8), "input slot 8"),
         (op(0, dst=0), "output slot 0"),

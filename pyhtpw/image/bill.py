@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyhtpw.image import heads as heads_of
-from pyhtpw.image.integer import Codebook, Factorised, Matrix, bits_bytes
+from pyhtpw.image.integer import TABLE, Codebook, Factorised, Matrix, bits_bytes
 from pyhtpw.image.reader import Parsed, ParsedOp
 from pyhtpw.image.writer import ENTRY
 
@@ -179,7 +179,9 @@ def _stored_image(parsed: Parsed, bits: int) -> int:
     weights = 0
     for op in parsed.ops:
         width = bits if op.generated else op.stored_bits
-        if width:
+        if op.kind == "table":
+            weights += -weights % 4 + TABLE
+        elif width:
             weights += (-weights % 4 if width == 8 else 0) + bits_bytes(op.weights, width)
     if weights:
         lengths["WGHT"] = weights
@@ -199,13 +201,15 @@ def _eq6(parsed: Parsed, padding: int) -> tuple[dict[str, int], dict[str, int]]:
         "backbone": sum(n for index, n in stored.items() if index != first),
     }
     quan = [op.quan.lengths for op in parsed.ops if op.quan]
+    tabulated = TABLE * sum(op.kind == "table" for op in parsed.ops)
     omits = {
         "biases": sum(biases for _, _, biases in quan),
         "multipliers_and_shifts": sum(m + s for m, s, _ in quan),
         "operator_records": _length(parsed, "OPS "),
         "header_and_section_table": 16 + ENTRY * len(parsed.sections),
         "info": _length(parsed, "INFO"),
-        "padding": padding + _length(parsed, "WGHT") - sum(stored.values()),
+        "tables": tabulated,
+        "padding": padding + _length(parsed, "WGHT") - sum(stored.values()) - tabulated,
         "generator_and_head_scales": _length(parsed, "GENR") + _length(parsed, "HEAD") - eq6["generator"] - eq6["heads"],
     }
     total = parsed.total - sum(eq6.values())

@@ -115,7 +115,8 @@ def _quan(new: Parsed, a: ParsedOp, b: ParsedOp) -> bytes:
 
 _FIELDS = {
     "kind": "kind", "reads": "inputs", "out": "shape or zero point of the output", "act_min": "act_min", "act_max": "act_max",
-    "window": "window", "add": "scalars of the add", "source": "weight source", "head": "head", "narrow": "narrow",
+    "window": "window", "add": "scalars of the add", "mul": "scalars of the mul",
+    "attend": "scalars of the attend", "source": "weight source", "head": "head", "narrow": "narrow",
     "weight_shape": "shape of the weights",
 }  # fmt: skip
 

@@ -13,10 +13,16 @@ OPERATORS = {
     "add": (5, 22),
     "avgpool": (6, 18),
     "maxpool": (7, 18),
+    "table": (8, 5),
+    "mul": (9, 11),
+    "attend": (10, 17),
 }
 LINEAR = ("conv", "depthwise", "conv1x1", "fc")
 SPATIAL = ("conv", "depthwise")
 POOLS = ("avgpool", "maxpool")
+PAIRS = ("add", "mul", "attend")  # read two tensors
+TABLE = 256  # entries of a table, one for each int8
+ATTEND_MAX = 511  # positions, as softmax sums them
 # weight source -> id in the image: docs/SPEC.md 5
 STORED = {"stored8": 0, "stored4": 1, "stored2": 2}
 HEADS = {"dense": 3, "factorised": 4, "tiled": 5, "seeded": 6, "codebook": 7}
@@ -98,8 +104,34 @@ class AddScalars:
 
 
 @dataclass(frozen=True)
+class MulScalars:
+    """Q31 multiplier and shift (-31..14) of an element-wise product."""
+
+    multiplier: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class AttendScalars:
+    """Softmax of the scores, then requantisation of the weighted sum.
+
+    `softmax_multiplier` (Q31) and `softmax_shift` (0..30) bring a difference of scores to 26 fraction bits; scores more than
+    `softmax_range` (0..255) below the greatest weigh nothing. Weights have the scale 1/256. `shift` is -31..5.
+    """
+
+    softmax_multiplier: int
+    softmax_shift: int
+    softmax_range: int
+    multiplier: int
+    shift: int
+
+
+@dataclass(frozen=True)
 class Op:
-    """One operator. `inputs` number tensors: 0 is the model's input, i the output of operator i - 1."""
+    """One operator. `inputs` number tensors: 0 is the model's input, i the output of operator i - 1.
+
+    `table` is int8 (256,): entry x + 128 is the result for x.
+    """
 
     name: str
     kind: str
@@ -111,6 +143,9 @@ class Op:
     requant: Requant | None = None
     window: Window | None = None
     add: AddScalars | None = None
+    table: np.ndarray | None = None
+    mul: MulScalars | None = None
+    attend: AttendScalars | None = None
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,25 @@ from pyhtpw.errors import ImageError
 from pyhtpw.image import heads as heads_of
 from pyhtpw.image.fields import SHIFTS, Cursor, unpack_bits, whole
 from pyhtpw.image.integer import (
+    ATTEND_MAX,
     HEADS,
     LINEAR,
     OPERATORS,
+    PAIRS,
     POOLS,
     SOURCES,
     SPATIAL,
     STORED,
+    TABLE,
     AddScalars,
+    AttendScalars,
     Codebook,
     Generated,
     Generator,
     Head,
     Info,
     IntegerModel,
+    MulScalars,
     Op,
     Requant,
     Stored,
@@ -81,6 +86,8 @@ class ParsedOp:
     act_max: int = 127
     window: Window | None = None
     add: AddScalars | None = None
+    mul: MulScalars | None = None
+    attend: AttendScalars | None = None
     source: str | None = None
     head: int = 0
     narrow: bool = False
@@ -204,14 +211,12 @@ class _Operators:
         if act_min > act_max:
             raise ImageError(f"{where}: act_min {act_min} is above act_max {act_max}")
         used, h, w, c = {slots & 15}, x.h, x.w, x.c
-        if kind == "add":
-            second, left_shift, *rest = self._ops.fields("BBbbbIII", where)
-            also, y = self._slot(where, second)
-            if (x.h, x.w, x.c) != (y.h, y.w, y.c):
-                raise ImageError(f"{where}: shapes of its inputs differ")
-            op.reads, op.inputs = (tensor, also), (x, y)
-            op.add = AddScalars(left_shift, tuple(rest[3:]), tuple(rest[:3]))
-            used.add(second)
+        if kind in PAIRS:
+            used.add(self._pair(op, where))
+            h, w = (1, 1) if kind == "attend" else (h, w)
+        elif kind == "table":
+            gap = self._cursors["WGHT"].align(4)
+            self._take(op, "WGHT", TABLE, gap)
         elif kind in POOLS:
             zero, h, w, *window = self._ops.fields("BHHHHBBBB", where)
             op.window = Window(tuple(window[0:2]), tuple(window[2:4]), tuple(window[4:6]))
@@ -238,6 +243,24 @@ class _Operators:
         if slot not in self._slots:
             raise ImageError(f"{where}: slot {slot} is read before it is written")
         return self._slots[slot]
+
+    def _pair(self, op: ParsedOp, where: str) -> int:
+        """Bytes 5.. of the record of an operator with two inputs; returns the slot of the second."""
+        x = op.inputs[0]
+        second, *rest = self._ops.fields({"add": "BBbbbIII", "mul": "BbI", "attend": "BBBbII"}[op.kind], where)
+        also, y = self._slot(where, second)
+        fit = {"add": [(x.h, x.w, x.c)], "mul": [(x.h, x.w, x.c), (1, 1, x.c)], "attend": [(x.h, x.w, 1)]}[op.kind]
+        if (y.h, y.w, y.c) not in fit or (op.kind == "attend" and x.h * x.w > ATTEND_MAX):
+            raise ImageError(f"{where}: inputs of shape {(x.h, x.w, x.c)} and {(y.h, y.w, y.c)}")
+        op.reads, op.inputs = (*op.reads, also), (x, y)
+        if op.kind == "add":
+            op.add = AddScalars(rest[0], tuple(rest[4:]), tuple(rest[1:4]))
+        elif op.kind == "mul":
+            op.mul = MulScalars(rest[1], rest[0])
+        else:
+            shift, span, out_shift, multiplier, out_multiplier = rest
+            op.attend = AttendScalars(multiplier, shift, span, out_multiplier, out_shift)
+        return second
 
     def _linear(self, op: ParsedOp, where: str) -> tuple[int, int, int]:
         """Bytes 5.. of a linear operator's record; returns the output's shape."""
@@ -371,6 +394,11 @@ def code_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:
     return codes if ids else codes.reshape(op.tiles, -1)
 
 
+def table_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:
+    """The table of a table operator, int8 (256,)."""
+    return np.frombuffer(_part(parsed, op, "WGHT"), np.int8)
+
+
 def _weights(parsed: Parsed, op: ParsedOp) -> Stored | Generated:
     if op.generated:
         return Generated(code_values(parsed, op), op.weight_shape, op.head, op.code_bits, op.narrow)
@@ -389,7 +417,9 @@ def read_model(data: bytes, name: str = "image") -> IntegerModel:
         for op in parsed.ops:
             linear = op.kind in LINEAR
             weights, requant = (_weights(parsed, op), requant_values(parsed, op)) if linear else (None, None)
-            ops.append(Op(op.name, op.kind, op.reads, op.out, op.act_min, op.act_max, weights, requant, op.window, op.add))
+            table = table_values(parsed, op) if op.kind == "table" else None
+            plain = (op.window, op.add, table, op.mul, op.attend)
+            ops.append(Op(op.name, op.kind, op.reads, op.out, op.act_min, op.act_max, weights, requant, *plain))
     except ImageError as error:
         raise ImageError(f"{name}: {error}", error.code) from error
     return IntegerModel(parsed.input, tuple(ops), parsed.info, parsed.generators, parsed.heads)

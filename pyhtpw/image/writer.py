@@ -11,11 +11,14 @@ from pyhtpw.errors import ImageError
 from pyhtpw.image import heads as heads_of
 from pyhtpw.image.fields import SHIFTS, integers, pack_bits, put, signed_range, signed_width, whole
 from pyhtpw.image.integer import (
+    ATTEND_MAX,
     LINEAR,
     OPERATORS,
+    PAIRS,
     POOLS,
     SOURCES,
     SPATIAL,
+    TABLE,
     Codebook,
     Generated,
     Info,
@@ -172,6 +175,15 @@ def _record(where: str, op: Op, used: list[int], target: int, linear: tuple[int,
         fields += [("B", "second slot", used[1]), ("B", "left_shift", op.add.left_shift, 16, 22)]
         fields += [("b", "shift of an add", s, -31, 0) for s in op.add.shifts]
         fields += [("I", "multiplier of an add", m, *_Q31) for m in op.add.multipliers]
+    elif op.kind == "mul":
+        fields += [("B", "second slot", used[1]), ("b", "shift of a mul", op.mul.shift, -31, 14)]
+        fields += [("I", "multiplier of a mul", op.mul.multiplier, *_Q31)]
+    elif op.kind == "attend":
+        s = op.attend
+        most = min(255, _Q31[1] >> whole(where, "softmax_shift", s.softmax_shift, 0, 30))  # shifted, it must fit int32
+        fields += [("B", "second slot", used[1]), ("B", "softmax_shift", s.softmax_shift)]
+        fields += [("B", "softmax_range", s.softmax_range, 0, most), ("b", "shift of an attend", s.shift, -31, 5)]
+        fields += [("I", "softmax_multiplier", s.softmax_multiplier, *_Q31), ("I", "multiplier of an attend", s.multiplier, *_Q31)]
     elif op.kind in POOLS:
         fields += [("B", "reserved", 0), *dimensions, *pair("window", w.kernel, 1, "H", 65535)]
         fields += pair("stride", w.stride, 1) + pair("padding", w.padding, 0)
@@ -184,15 +196,25 @@ def _record(where: str, op: Op, used: list[int], target: int, linear: tuple[int,
 def _shapes(where: str, op: Op, inputs: list[Tensor]) -> None:
     """Refuses what a record cannot say: a shape that a reader would derive differently."""
     x, out = inputs[0], op.out
-    if len(inputs) != (2 if op.kind == "add" else 1):
+    if len(inputs) != (2 if op.kind in PAIRS else 1):
         raise ImageError(f"{where}: reads {len(inputs)} tensors")
     if (op.kind in SPATIAL or op.kind in POOLS) and op.window is None:
         raise ImageError(f"{where}: has no window")
-    if op.kind == "add" and op.add is None:
+    if op.kind in PAIRS and getattr(op, op.kind) is None:
         raise ImageError(f"{where}: has no scalars")
-    derived = {"fc": (1, 1, out.c), "conv1x1": (x.h, x.w, out.c), "add": (x.h, x.w, x.c)}.get(op.kind)
+    same = (x.h, x.w, x.c)
+    derived = {"fc": (1, 1, out.c), "conv1x1": (x.h, x.w, out.c), "attend": (1, 1, x.c)}.get(op.kind)
+    if op.kind in ("add", "mul", "table"):
+        derived = same
     if op.kind in POOLS:
         derived = (out.h, out.w, x.c)
+    if op.kind in PAIRS:
+        second = (inputs[1].h, inputs[1].w, inputs[1].c)
+        fit = {"add": [same], "mul": [same, (1, 1, x.c)], "attend": [(x.h, x.w, 1)]}[op.kind]
+        if second not in fit:
+            raise ImageError(f"{where}: the second input has shape {second}, must be {' or '.join(map(str, fit))}")
+    if op.kind == "attend" and x.h * x.w > ATTEND_MAX:
+        raise ImageError(f"{where}: {x.h * x.w} positions are more than {ATTEND_MAX}")
     if derived is not None and derived != (out.h, out.w, out.c):
         raise ImageError(f"{where}: the output has shape {(out.h, out.w, out.c)}, must be {derived}")
     if op.kind == "conv" and (op.window.groups < 1 or x.c % op.window.groups or out.c % op.window.groups):
@@ -263,6 +285,11 @@ def write(model: IntegerModel) -> bytes:
                 raise ImageError(f"{where}: weights are a {type(op.weights).__name__}, neither Stored nor Generated")
             payload["QUAN"] += data
             linear = (SOURCES[source] | width << 4 | (NARROW if op.weights.narrow else 0), *quant, head)
+        if op.kind == "table":
+            if op.table is None:
+                raise ImageError(f"{where}: has no table")
+            payload["WGHT"] += bytes(-len(payload["WGHT"]) % 4)
+            payload["WGHT"] += integers(where, "table", op.table, (TABLE,), *_INT8).astype(np.int8).tobytes()
         payload["OPS "] += _record(where, op, [slots[n] for n in op.inputs], slots[i + 1], linear)
     return assemble({tag: bytes(data) for tag, data in payload.items()})
 

@@ -27,6 +27,8 @@ _CLASSES = {
         integer.Stored,
         integer.Generated,
         integer.AddScalars,
+        integer.MulScalars,
+        integer.AttendScalars,
         integer.Op,
         integer.Matrix,
         integer.Generator,

@@ -27,6 +27,7 @@ _OMITS = {
     "operator_records": "operator records",
     "header_and_section_table": "header and section table",
     "info": "INFO: names, scales, threshold",
+    "tables": "tables of functions",
     "padding": "padding",
     "generator_and_head_scales": "scales, biases and sizes of generators and heads",
 }

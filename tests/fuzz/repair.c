@@ -320,8 +320,8 @@ uint64_t fuzz_cost(const struct htpw_model *model) {
         const struct htpw_window *g = &op.window;
         if (op.weight_count != 0) {
             cost += op.weight_count * cells + (op.codes != NULL ? fuzz_synthesis_cost(model, &op) : op.weight_count);
-        } else if (op.kind == HTPW_OP_ADD) {
-            cost += cells * op.out.c;
+        } else if (op.kind != HTPW_OP_AVGPOOL && op.kind != HTPW_OP_MAXPOOL) {
+            cost += (uint64_t)op.in.h * op.in.w * ((uint64_t)op.in.c + 64u * (op.kind == HTPW_OP_ATTEND)); /* exponentials */
         } else {
             const uint64_t h = (uint64_t)(g->k_h < g->in_h ? g->k_h : g->in_h), w = (uint64_t)(g->k_w < g->in_w ? g->k_w : g->in_w);
             cost += cells * op.out.c * h * w;
