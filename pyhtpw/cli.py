@@ -31,6 +31,8 @@ Strict = Annotated[bool, typer.Option("--aami-strict", help="aami: keep record 2
 CacheDir = Annotated[Path | None, typer.Option(help="Where windows of real data are cached (or set HTPW_CACHE).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a stopped run.")]
+Heads = Annotated[list[str] | None, typer.Option("--head", help="Head of the pointwise kernels (tiled:tile=32,dz=4,code_bits=4), or KIND=HEAD "
+    "or LAYER=HEAD; repeatable. `pack --head auto` searches within --budget.")]
 Compiler = Annotated[str, typer.Option(help="Cross compiler for the Cortex-M4: auto, gcc or clang.")]
 
 
@@ -160,6 +162,14 @@ def train(
     data_dir: DataDir = None,
     protocol: Protocol = None,
     out: Annotated[Path, typer.Option(help="Run folder: checkpoints and curves.")] = Path("out/train"),
+    net: Annotated[str | None, typer.Option(help="Network by name (pyhtpw.nets); default: the recipe's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with tables [net], [train], [heads], [evaluate].")] = None,
+    head: Heads = None,
+    init_from: Annotated[Path | None, typer.Option(help="Begin with the best checkpoint of this run; other heads are fitted to its "
+        "kernels.")] = None,
+    aware: Annotated[bool | None, typer.Option("--aware/--no-aware", help="Train on the kernels that the image will hold, "
+        "made by the integer generator.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print network, bytes, memory and hours; train nothing.")] = False,
     steps: Steps = None,
     resume: Resume = False,
     aami_strict: Strict = False,
@@ -167,15 +177,23 @@ def train(
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:
-    """Train the recipe's network and keep the checkpoint that validation chose."""
-    from pyhtpw import pipeline
+    """Train the recipe's network, or the one you describe, and keep the checkpoint that validation chose."""
+    from pyhtpw import pipeline, training
+    from pyhtpw.packing import parse_heads
 
-    pipeline.prepare_folder(out)
+    if not dry_run:
+        pipeline.prepare_folder(out)
     dataset = _load(data, data_dir, protocol, seed, cache_dir, aami_strict)
-    chosen = _recipe(data, dataset)
+    chosen = training.changed(_recipe(data, dataset), config=config, net=net, heads=parse_heads(head or []), aware=aware)
+    if dry_run:
+        _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
+        return
+    start, errors = None, {}
+    if init_from is not None:
+        *start, errors = training.initial(pipeline.network(chosen, dataset), init_from, dataset, seed)
     with _Bar(as_json) as bar:
         graph, _, result = pipeline.train_stage(
-            chosen, dataset, out, seed=seed, steps=steps, resume=resume, progress=bar.update
+            chosen, dataset, out, seed=seed, steps=steps, resume=resume, start=start, progress=bar.update
         )
     summary = {
         "run": str(out),
@@ -184,6 +202,7 @@ def train(
         "best_step": result.best_step,
         "val_macro_f1": result.val_macro_f1,
         "seconds": round(result.seconds, 1),
+        "fitted_kernel_errors": {name: round(error, 4) for name, error in errors.items()},
         "synthetic": dataset.synthetic,
     }
     if as_json:
@@ -191,7 +210,18 @@ def train(
     else:
         kind = " (synthetic data)" if dataset.synthetic else ""
         print(f"best checkpoint: step {result.best_step}, validation macro-F1 {result.val_macro_f1:.4f}{kind}")
-        print(f"next: pyhtpw quantise {out} -o model.npz --data {data}")
+        print(f"next: pyhtpw quantise {out} -o model.npz --data {data}, or pyhtpw pack {out} -o model.htpw --data {data}")
+
+
+def _estimate(cost, as_json: bool) -> None:
+    """A dry run's figures."""
+    if as_json:
+        _emit({**vars(cost), "hours": cost.hours})
+        return
+    print(f"{cost.network}: {cost.parameters:,} parameters, {cost.macs:,} multiply-accumulates, "
+          f"{cost.generated_weights:,} generated weights")
+    print(f"image as it starts: {cost.image_bytes:,} bytes; activations of a batch: {cost.activation_bytes / 2**20:.0f} MiB")
+    print(f"{cost.steps:,} steps at {cost.ms_per_step} ms each (timed here just now): {cost.hours:.2f} hours, validation not counted")
 
 
 @app.command()
@@ -229,8 +259,7 @@ def quantise(
 def pack(
     model: Annotated[Path, typer.Argument(help="Integer model of `pyhtpw quantise`, or the run folder of `pyhtpw train`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Image to write.")] = Path("model.htpw"),
-    head: Annotated[list[str] | None, typer.Option(help="Run folder: head of the pointwise kernels (tiled:tile=32,dz=4,code_bits=4), "
-        "or KIND=HEAD or LAYER=HEAD; repeatable. 'auto' searches within --budget.")] = None,
+    head: Heads = None,
     heads: Annotated[Path | None, typer.Option(help="Run folder: TOML file with a table [heads].")] = None,
     budget: Annotated[int | None, typer.Option(help="Bytes of the whole image that --head auto may use.", min=1)] = None,
     evaluations: Annotated[int, typer.Option(help="Mixes that --head auto scores on validation.", min=2)] = 60,

@@ -78,17 +78,21 @@ def train_stage(
     seed: int,
     steps: int | None = None,
     resume: bool = False,
+    start: tuple[Graph, dict[str, np.ndarray]] | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> tuple[Graph, TrainConfig, TrainResult]:
-    """Trains (or resumes) the recipe's network; the run folder holds checkpoints and curves."""
+    """Trains (or resumes) the recipe's network; the run folder holds checkpoints and curves. `start`: a network of the recipe's
+    shape (`pyhtpw.training.initial`) and the parameters to begin with."""
     options = {**recipe.train, "seed": seed}
     if steps is not None:
         options["steps"] = steps
         options["warmup"] = min(options.get("warmup", 100), steps)
         options["eval_every"] = min(options["eval_every"], steps)
     config = TrainConfig(**options)
-    graph = network(recipe, data)
-    return graph, config, train(graph, data.train, data.val, config, run_dir, resume=resume, progress=progress)
+    graph, params = (network(recipe, data), None) if start is None else start
+    return graph, config, train(
+        graph, data.train, data.val, config, run_dir, start=params, resume=resume, progress=progress
+    )
 
 
 def infer(image: Image, x: np.ndarray, threads: int = THREADS, chunk: int = 4096) -> np.ndarray:

@@ -1,14 +1,19 @@
 """Training sees what the device will cache: its forward kernels are the packed image's, byte for byte, for every head."""
 
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from pyhtpw.data.dataset import Split
+from pyhtpw.errors import ConfigError
 from pyhtpw.image import write
 from pyhtpw.model import Image
 from pyhtpw.nets import build
 from pyhtpw.quant import quantise
 from pyhtpw.quant.aware import AwareModel
-from pyhtpw.train import Model
+from pyhtpw.train import Model, TrainConfig, train
 from pyhtpw.train.objective import cross_entropy
 from pyhtpw.train.optim import AdamW
 
@@ -85,3 +90,19 @@ def test_gradients_are_those_of_the_float_network_at_the_integer_kernels():
     for name, value in theirs.items():
         if name in mine:
             np.testing.assert_allclose(mine[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_trains_on_integer_kernels(tmp_path):
+    """`TrainConfig.aware`: validation scores are those of the integer kernels; interrupted and resumed runs end at the same bytes."""
+    graph, (x, labels) = network(HEADS["tiled"]), windows(48)
+    split = Split(x, labels.astype(np.int64), np.array(["r"] * 48), np.arange(48), np.ones(48, bool))
+    config = TrainConfig(steps=8, batch=16, warmup=2, eval_every=4, aware=True)
+    whole = train(graph, split, split, config, tmp_path / "whole")
+    float_run = train(graph, split, split, replace(config, aware=False), tmp_path / "float")
+    assert any(not np.array_equal(whole.params[k], float_run.params[k]) for k in whole.params)
+    stop = threading.Event()
+    train(graph, split, split, config, tmp_path / "parts", stop=stop, progress=lambda s: stop.set() if s["step"] == 3 else None)
+    resumed = train(graph, split, split, config, tmp_path / "parts", resume=True)
+    assert all(np.array_equal(whole.params[k], resumed.params[k]) for k in whole.params)
+    with pytest.raises(ConfigError, match="aware is 1"):
+        TrainConfig(steps=1, aware=1)

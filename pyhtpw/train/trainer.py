@@ -53,7 +53,8 @@ class TrainConfig:
     ``ema`` is the decay of the moving average.  ``balance`` and ``augment`` are explained in
     `pyhtpw.train.batches`, ``objective`` (also a mapping) in `pyhtpw.train.objective`.  Validation runs every
     ``eval_every`` steps and after the last one; after ``patience`` validations in a row in which neither the raw nor
-    the averaged weights got better than ever before, the run ends (0: never).
+    the averaged weights got better than ever before, the run ends (0: never).  ``aware`` trains, validates and averages
+    on the kernels that the image will hold (`pyhtpw.quant.aware`) instead of their float ancestors.
     """
 
     steps: int
@@ -69,6 +70,7 @@ class TrainConfig:
     seed: int = 0
     augment: Mapping[str, float] = field(default_factory=dict)
     objective: Objective = Objective()  # noqa: RUF009  frozen
+    aware: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("patience", 0), ("seed", 0)):
@@ -81,6 +83,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value!r}; give a number of at least 0")
         if self.lr == 0:
             raise ConfigError("lr is 0; give a positive learning rate")
+        if not isinstance(self.aware, bool):
+            raise ConfigError(f"aware is {self.aware!r}; give true or false")
         if self.ema >= 1:
             raise ConfigError(f"ema is {self.ema!r}; give a decay below 1")
         check_balance(self.balance)
@@ -169,7 +173,10 @@ class _Run:
     ) -> None:
         self.graph, self.config, self.directory = graph, config, directory
         self.criterion = criterion
-        self.model = Model(graph, start, seed=config.seed)
+        kind = Model
+        if config.aware:  # the quantiser stands on the trainer's layers, so it is asked for only here
+            from pyhtpw.quant.aware import AwareModel as kind
+        self.model = kind(graph, start, seed=config.seed)
         self.ema = Ema(self.model, config.ema)
         self.optimiser = AdamW(self.model, config.weight_decay)
         self.step = 0

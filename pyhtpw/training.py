@@ -1,0 +1,139 @@
+"""What `pyhtpw train` is told: a recipe changed by a TOML file and by options, parameters to begin with, and what a run would cost."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyhtpw.data import Dataset
+from pyhtpw.errors import ConfigError
+from pyhtpw.image import write
+from pyhtpw.nets import Graph, build
+from pyhtpw.nets.toml import load_heads, load_toml
+from pyhtpw.pipeline import calibration_windows
+from pyhtpw.quant import quantise
+from pyhtpw.quant.fit import fit_network
+from pyhtpw.recipes import Recipe
+from pyhtpw.train import TrainConfig
+from pyhtpw.train.checkpoint import load_checkpoint
+from pyhtpw.train.objective import cross_entropy
+from pyhtpw.train.trainer import BEST
+
+TABLES = ("net", "train", "heads", "evaluate")
+_TRIAL_STEPS = 4  # of a dry run, after two that warm up
+
+
+def changed(
+    recipe: Recipe,
+    *,
+    config: Path | None = None,
+    net: str | None = None,
+    heads: Mapping[str, str] | None = None,
+    aware: bool | None = None,
+) -> Recipe:
+    """The recipe with what a TOML file says in place of its own, and options in place of that.
+
+    The file has any of the tables ``[net]`` (``name``, and options of `pyhtpw.nets.build`), ``[train]`` (fields of
+    `pyhtpw.train.TrainConfig`), ``[heads]`` and ``[evaluate]`` (``median``). Raises ConfigError naming file and entry.
+    """
+    if config is not None:
+        tables = load_toml(config)
+        unknown = sorted(set(tables) - set(TABLES))
+        if unknown:
+            raise ConfigError(f"{config}: has the unknown table or entry {unknown[0]!r}; its tables are {', '.join(TABLES)}")
+        options = dict(tables.get("net", {}))
+        recipe = replace(recipe, net=options.pop("name", recipe.net), net_options={**recipe.net_options, **options})
+        wrong = sorted(set(tables.get("train", {})) - {f.name for f in fields(TrainConfig)})
+        if wrong:
+            raise ConfigError(f"{config}: [train] has the unknown entry {wrong[0]!r}")
+        recipe = replace(recipe, train={**recipe.train, **tables.get("train", {})})
+        recipe = replace(recipe, median=tables.get("evaluate", {}).get("median", recipe.median))
+        if "heads" in tables:
+            recipe = replace(recipe, net_options={**recipe.net_options, "heads": load_heads(config)})
+    if net is not None:
+        recipe = replace(recipe, net=net)
+    if heads:
+        recipe = replace(recipe, net_options={**recipe.net_options, "heads": dict(heads)})
+    if aware is not None:
+        recipe = replace(recipe, train={**recipe.train, "aware": aware})
+    return recipe
+
+
+def initial(graph: Graph, run: Path, data: Dataset, seed: int) -> tuple[Graph, dict[str, np.ndarray], dict[str, float]]:
+    """Parameters of an earlier run to begin with; where its heads are others, the new ones are fitted to its kernels.
+
+    Returns
+    -------
+    graph, params, errors
+        A seeded head may come back with another seed; `errors` are the relative errors of fitted kernels.
+
+    Raises
+    ------
+    ConfigError
+        If the run's network differs in more than its heads.
+    """
+    params, description = load_checkpoint(run / BEST if run.is_dir() else run)
+    source = Graph.from_dict(description["graph"])
+    if source.stored().nodes != graph.stored().nodes or source.input_shape != graph.input_shape:
+        raise ConfigError(f"{run}: its network {source.name!r} has other layers than {graph.name!r}: heads may differ, nothing else")
+    if source.nodes == graph.nodes:
+        return graph, dict(params), {}
+    heads = {node.name: node.head.text() for node in graph.nodes if node.name in graph.kernel_shapes()}
+    windows = calibration_windows(data, seed)
+    fitted, found, report = fit_network(source, params, heads, calibration=windows, seed=seed)
+    return replace(fitted, name=graph.name), found, dict(report.errors)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost, before it: bytes of the image as the network starts, peak of saved activations, time."""
+
+    network: str
+    parameters: int
+    macs: int
+    generated_weights: int
+    image_bytes: int
+    activation_bytes: int
+    ms_per_step: float
+    steps: int
+
+    @property
+    def hours(self) -> float:
+        """Of all steps, validation left out."""
+        return self.ms_per_step * self.steps / 3.6e6
+
+
+def estimate(recipe: Recipe, data: Dataset, *, steps: int | None = None, seed: int = 0) -> Estimate:
+    """Builds the recipe's network, packs it as it starts and times a few steps."""
+    _, t, c = data.train.x.shape
+    graph = build(recipe.net, t=t, channels_in=c, classes=len(data.classes), **recipe.net_options)
+    settings: dict[str, Any] = {**recipe.train, "seed": seed}
+    config = TrainConfig(**settings)
+    if config.aware:
+        from pyhtpw.quant.aware import AwareModel as Kind
+    else:
+        from pyhtpw.train import Model as Kind
+    model = Kind(graph, seed=seed)
+    x, labels = np.array(data.train.x[: config.batch], np.float32), np.asarray(data.train.y[: config.batch])
+    times = []
+    for _ in range(2 + _TRIAL_STEPS):
+        began = time.perf_counter()
+        _, grad = cross_entropy(model.forward(x, training=True), labels)
+        model.backward(grad)
+        times.append(time.perf_counter() - began)
+    image = write(quantise(graph, model.state(), calibration_windows(data, seed, 64), classes=data.classes, sample_rate=data.fs))
+    kernels = graph.kernel_shapes()
+    outputs = sum(int(np.prod(shape)) for shape in graph.shapes().values())
+    return Estimate(
+        graph.name,
+        graph.parameter_count(),
+        sum(graph.macs().values()),
+        sum(int(np.prod(kernels[node.name])) for node in graph.generated_nodes()),
+        len(image),
+        4 * config.batch * outputs,
+        round(1e3 * float(np.median(times[2:])), 2),
+        steps or config.steps,
+    )
