@@ -29,7 +29,18 @@ from .heads import (
 )
 from .sections import Cursor, ImageError, require, require_in, sections
 
-__all__ = ["Addition", "Attention", "ImageError", "Linear", "Model", "Operator", "Product", "Windows", "read", "read_payloads"]
+__all__ = [
+    "Addition",
+    "Attention",
+    "ImageError",
+    "Linear",
+    "Model",
+    "Operator",
+    "Product",
+    "Windows",
+    "read",
+    "read_payloads",
+]
 
 CELLS_MAX = 1 << 22  # elements of a tensor, weights of a kernel
 CACHED_MAX = 64
@@ -343,7 +354,10 @@ class _Operators:
         require_in(where, "number of positions", height * width, 1, POSITIONS_MAX)
         softmax_shift, reach, shift, softmax_multiplier, multiplier = self._ops.fields("BBbII", where)
         require_in(where, "softmax shift", softmax_shift, 0, SOFTMAX_SHIFT_MAX)
-        require(reach << softmax_shift <= Q31_MAX, f"{where}: a softmax range of {reach} << {softmax_shift} leaves int32")
+        require(
+            reach << softmax_shift <= Q31_MAX,
+            f"{where}: a softmax range of {reach} << {softmax_shift} leaves int32",
+        )
         require_in(where, "shift", shift, SHIFT_MIN, ATTENTION_SHIFT_MAX)
         for value in (softmax_multiplier, multiplier):
             require_in(where, "multiplier", value, 0, Q31_MAX)

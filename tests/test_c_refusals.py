@@ -76,7 +76,7 @@ def test_every_rule_of_operators_without_weights(change, message):
     assert opened(image(net)) == error and fuzz_reader.check(image(net)) == "refused"
 
 
-@pytest.mark.parametrize("change", [mark.args[1] for mark in test_reference_plain.test_the_last_value_that_is_allowed.pytestmark][0])
+@pytest.mark.parametrize("change", rules(test_reference_plain.test_the_last_value_that_is_allowed))
 def test_the_last_value_of_operators_without_weights(change):
     assert fuzz_reader.check(image(test_reference_plain.spoiled(change))) == "run"
 

@@ -1,4 +1,4 @@
-"""The golden images: tiny networks of every weight source and operator, whose kernels and logits are on file, in C, numpy and the reader."""
+"""The golden images: tiny networks of every weight source and operator, their kernels and logits on file, in C, numpy, the reader."""
 
 import base64
 import json

@@ -187,5 +187,5 @@ def test_places_of_tables():
     table = single({"kind": "table", "table": [0] * 256}, (1, 1, 1))
     parts = payloads(table)
     del parts["WGHT"][-1]
-    with pytest.raises(ImageError, match="table of .* takes 256 bytes, 255 are left"):
+    with pytest.raises(ImageError, match=r"table of .* takes 256 bytes, 255 are left"):
         reference.read(assemble(list(parts.items())))
