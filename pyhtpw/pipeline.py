@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -310,7 +310,7 @@ def demo(
         "source_sha256": data.description.get("source_sha256"),
         "network": _network(graph),
         "training": {
-            "config": {k: getattr(config, k) for k in config.__dataclass_fields__},
+            "config": asdict(config),
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "best_step": result.best_step,
