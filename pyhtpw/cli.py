@@ -167,6 +167,8 @@ def train(
     head: Heads = None,
     init_from: Annotated[Path | None, typer.Option(help="Begin with the best checkpoint of this run; other heads are fitted to its "
         "kernels.")] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="With --init-from: GroupNorm with the statistics that its image will have, to be "
+        "tuned.")] = False,
     aware: Annotated[bool | None, typer.Option("--aware/--no-aware", help="Train on the kernels that the image will hold, "
         "made by the integer generator.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print network, bytes, memory and hours; train nothing.")] = False,
@@ -189,8 +191,10 @@ def train(
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return
     start, errors = None, {}
+    if freeze and init_from is None:
+        raise ConfigError("--freeze takes the statistics of a trained network: name its run with --init-from")
     if init_from is not None:
-        *start, errors = training.initial(pipeline.network(chosen, dataset), init_from, dataset, seed)
+        *start, errors = training.initial(pipeline.network(chosen, dataset), init_from, dataset, seed, frozen=freeze)
     with _Bar(as_json) as bar:
         graph, _, result = pipeline.train_stage(
             chosen, dataset, out, seed=seed, steps=steps, resume=resume, start=start, progress=bar.update

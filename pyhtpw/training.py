@@ -16,6 +16,7 @@ from pyhtpw.nets.toml import load_heads, load_toml
 from pyhtpw.pipeline import calibration_windows
 from pyhtpw.quant import quantise
 from pyhtpw.quant.fit import fit_network
+from pyhtpw.quant.freeze import freeze, with_frozen_norms
 from pyhtpw.recipes import Recipe
 from pyhtpw.train import TrainConfig
 from pyhtpw.train.checkpoint import load_checkpoint
@@ -67,13 +68,18 @@ def changed(
     return recipe
 
 
-def initial(graph: Graph, run: Path, data: Dataset, seed: int) -> tuple[Graph, dict[str, np.ndarray], dict[str, float]]:
+def initial(
+    graph: Graph, run: Path, data: Dataset, seed: int, *, frozen: bool = False
+) -> tuple[Graph, dict[str, np.ndarray], dict[str, float]]:
     """Parameters of an earlier run to begin with; where its heads are others, the new ones are fitted to its kernels.
+
+    `frozen`: every GroupNorm with its statistics frozen on training windows (`pyhtpw.quant.freeze`), as an image has it,
+    so that what is trained now is what will be deployed.
 
     Returns
     -------
     graph, params, errors
-        A seeded head may come back with another seed; `errors` are the relative errors of fitted kernels.
+        A seeded head may come back with another seed, a GroupNorm as norm "frozen"; `errors` are the relative errors of fitted kernels.
 
     Raises
     ------
@@ -82,6 +88,9 @@ def initial(graph: Graph, run: Path, data: Dataset, seed: int) -> tuple[Graph, d
     """
     params, description = load_checkpoint(run / BEST if run.is_dir() else run)
     source = Graph.from_dict(description["graph"])
+    if frozen:
+        graph = with_frozen_norms(graph)
+        source, params = freeze(source, params, calibration_windows(data, seed))
     if source.stored().nodes != graph.stored().nodes or source.input_shape != graph.input_shape:
         raise ConfigError(f"{run}: its network {source.name!r} has other layers than {graph.name!r}: heads may differ, nothing else")
     if source.nodes == graph.nodes:

@@ -114,7 +114,7 @@ def graph_of(*nodes, shape=(10, 3), classes=2):
         ((Node("a", "conv", ("input",), 3, kernel=2.0), POOL, FC), "node 'a'.*kernel"),
         ((Node("a", "pointwise", ("input",), 3, stride=2), POOL, FC), "node 'a'.*no taps"),
         ((replace(POOL, head="tiled"), FC), "node 'pool'.*no kernel"),
-        ((Node("a", "conv", ("input",), 3, norm="layer"), POOL, FC), "node 'a'.*norm is 'layer'.*batch, group"),
+        ((Node("a", "conv", ("input",), 3, norm="layer"), POOL, FC), "node 'a'.*norm is 'layer'.*batch, group, frozen"),
         ((Node("a", "maxpool", ("input",), 3), POOL, FC), "node 'a'.*one step at a time"),
         ((Node("a", "avgpool", ("input",), 3, 1, 2), POOL, FC), "node 'a'.*one step at a time"),
         ((Node("a", "maxpool", ("input",), 3, 11), READS_A, FC), "node 'a'.*kernel is 11 but there are 10 steps"),

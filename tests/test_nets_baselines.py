@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_quant_ops import assert_c_is_numpy
+from test_quant_ops import agreement, assert_c_is_numpy
 from typer.testing import CliRunner
 
 from pyhtpw import nets, training
@@ -13,6 +13,7 @@ from pyhtpw.cli import app
 from pyhtpw.errors import ConfigError
 from pyhtpw.image.integer import Stored
 from pyhtpw.quant import quantise
+from pyhtpw.quant.freeze import freeze, with_frozen_norms
 from pyhtpw.recipes import RECIPES
 from pyhtpw.train import Model
 from pyhtpw.train.kernels import single_blas
@@ -104,6 +105,31 @@ def test_heads_may_be_others(name):
     graph = nets.build(name, t=64, heads={"fc": "stored:bits=4"})
     assert graph.node("fc").head.bits == 4
     assert graph.parameter_count() == nets.build(name, t=64).parameter_count()
+
+
+def test_tuning_of_frozen_statistics_trains_what_is_deployed():
+    """A frozen network learns on, its statistics stay, and an image has nothing left to freeze."""
+    graph, model, x, _ = trained("tiny_cnn")
+    frozen, params = freeze(graph, model.state(), x)
+    tuned = Model(frozen, params)
+    assert frozen == with_frozen_norms(graph)
+    assert frozen.trained_names() == graph.trained_names()
+    labels, optimiser = np.arange(32) % 2, AdamW(tuned, 0.0)
+    losses = []
+    with single_blas():
+        for step in range(1, 21):
+            loss, gradient = cross_entropy(tuned.forward(x, training=True), labels)
+            tuned.backward(gradient)
+            optimiser.step(step, 1e-3)
+            losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    for name in ("conv1.mean", "conv3.var"):
+        np.testing.assert_array_equal(tuned.params[name], params[name])
+    same = freeze(frozen, tuned.state(), x)
+    assert same[0] == frozen
+    integer = quantise(frozen, tuned.state(), x, classes=("a", "b"), sample_rate=100.0)
+    assert agreement(integer, tuned, x) > 0.99
+    assert_c_is_numpy(integer, x)
 
 
 # -- what `pyhtpw train` is told ---------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_frozen_statistics_are_the_best_line():
     model, x = settled(graph)
     x *= np.random.default_rng(0).uniform(0.5, 2, (len(x), 1, 1)).astype(np.float32)
     frozen, params = freeze(graph, model.state(), x)
-    assert [node.norm for node in frozen.nodes] == ["batch", "", "", ""]
+    assert [node.norm for node in frozen.nodes] == ["frozen", "", "", ""]
     for part in ("weight", "gamma", "beta"):
         np.testing.assert_array_equal(params[f"stem.{part}"], model.params[f"stem.{part}"])
     wanted = model.activations(x)["stem"].reshape(-1, 8).astype(float)

@@ -50,7 +50,7 @@ def params_of(node, channels, rng):
     if node.norm:
         params[f"{node.name}.gamma"] = rng.uniform(0.5, 1.5, node.cout)
         params[f"{node.name}.beta"] = rng.standard_normal(node.cout)
-    if node.norm == "batch":
+    if node.norm in ("batch", "frozen"):
         params[f"{node.name}.mean"] = rng.standard_normal(node.cout)
         params[f"{node.name}.var"] = rng.uniform(0.5, 1.5, node.cout)
     return params
@@ -90,7 +90,8 @@ def check_layer(node, shapes, seed):
 @pytest.mark.parametrize(
     ("norm", "shape"),
     [(norm, s) for norm in (False, True) for s in SHAPES if not norm or s[0] * s[1] > 1]
-    + [("group", s) for s in SHAPES if s[1] * s[2] > 1],
+    + [("group", s) for s in SHAPES if s[1] * s[2] > 1]
+    + [("frozen", s) for s in SHAPES],
 )
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("op", ["conv", "depthwise"])

@@ -8,7 +8,7 @@ Parameters are a flat dict of arrays; their names and shapes are fixed here (`Gr
 ====================  =======================================================================================
 ``{node}.weight``     conv (Cout,K,Cin), depthwise (K,C), stored pointwise (Cout,Cin), fc (Cout,Cin)
 ``{node}.bias``       fc, and with ``bias``, (Cout,)
-``{node}.gamma``      with norm, (Cout,); also ``.beta``, and with norm "batch" the running ``.mean`` and ``.var``
+``{node}.gamma``      with norm, (Cout,); also ``.beta``, and except with norm "group" the running ``.mean``, ``.var``
 ``{node}.reduce.*``   squeeze_excite only, the first layer: weight (hidden, C), bias (hidden,)
 ``{node}.expand.*``   and the second: weight (C, hidden), bias (C,)
 ``{node}.codes``      generated kernels in place of the weight, (tiles, dz); tiles is 1 for dense and factorised heads
@@ -39,9 +39,10 @@ from pyhtpw.errors import ConfigError
 from pyhtpw.nets.heads import HeadSpec, Plan, make_plan, node_kind, resolve_keys
 
 OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout", "fc")
-NORMS = ("batch", "group")
+NORMS = ("batch", "group", "frozen")
 """Normalisations: per channel over the batch (running statistics when in use), or per window over all of its steps and
-channels with one gain and shift per channel (GroupNorm with one group: the same in training and in use)."""
+channels with one gain and shift per channel (GroupNorm with one group: the same in training and in use), or with
+statistics that never move (what `pyhtpw.quant.freeze` makes of the second; only gains and shifts are trained)."""
 INPUT = "input"
 RUNNING = ("mean", "var", "ids")
 """Last parts of the names of parameters that no optimiser touches: running statistics, and the ids of codebooks."""
@@ -315,7 +316,7 @@ class Graph:
                 found[f"{node.name}.expand.weight"] = (node.cout, node.hidden)
                 found[f"{node.name}.expand.bias"] = (node.cout,)
             if node.norm:
-                for part in ("gamma", "beta", "mean", "var") if node.norm == "batch" else ("gamma", "beta"):
+                for part in ("gamma", "beta") if node.norm == "group" else ("gamma", "beta", "mean", "var"):
                     found[f"{node.name}.{part}"] = (node.cout,)
         found.update(self.plan.shapes())
         return found

@@ -119,7 +119,7 @@ def _equalised(nodes: list[Node], source: Mapping[str, np.ndarray]) -> dict[str,
     a normalisation follows."""
     values = dict(source)
     for node in nodes:
-        if node.norm != "batch":
+        if node.norm not in ("batch", "frozen"):
             continue
         kernel = values[f"{node.name}.weight"]
         axis = 1 if node.op == "depthwise" else 0
@@ -169,7 +169,7 @@ class _Fit:
         its input."""
         kernel = self.targets[node.name]
         weight = np.ones(kernel.shape)
-        if node.norm == "batch":
+        if node.norm in ("batch", "frozen"):
             gain = scaled[f"{node.name}.gamma"] ** 2 / (scaled[f"{node.name}.var"] + EPS)
             weight = weight * (gain if node.op == "depthwise" else gain.reshape(-1, *[1] * (kernel.ndim - 1)))
         if node.name in variance:

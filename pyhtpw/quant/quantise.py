@@ -76,14 +76,13 @@ def quantise(
     calibration = np.ascontiguousarray(calibration, np.float32)
     if not np.isfinite(calibration).all():
         raise QuantiseError("calibration windows hold NaN or infinity: clean the data first")
-    frozen = {node.name for node in graph.nodes if node.norm == "group"}
     graph, params = freeze(graph, params, calibration)
     heads = quantise_heads(graph, params)
     network, values, rounded = _with_kernels(graph, params, heads)
     if recalibrate and rounded:
         exact = {f"{name}.weight": kernel for name, kernel in Model(graph, params).kernels().items()}
         before, _ = statistics(network, {**values, **exact}, calibration, None, rounded)
-        _, values = statistics(network, values, calibration, before, rounded, frozen)
+        _, values = statistics(network, values, calibration, before, rounded)
     acts = Model(network, values).activations(calibration)
     for node in graph.nodes:
         acts.update(inner(node, acts[node.inputs[0]], values))

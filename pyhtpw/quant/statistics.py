@@ -22,7 +22,6 @@ def statistics(
     x: np.ndarray,
     before: Statistics | None,
     nodes: Collection[str],
-    frozen: Collection[str] = (),
 ) -> tuple[Statistics, dict[str, np.ndarray]]:
     """Mean and variance of what reaches the given normalisations, in network order, each corrected before the next is
     looked at.
@@ -38,8 +37,6 @@ def statistics(
         changed since; None corrects nothing.
     nodes
         Names of the normalised nodes in question.
-    frozen
-        Those whose running statistics are none of their input (`pyhtpw.quant.freeze`).
 
     Returns
     -------
@@ -51,7 +48,7 @@ def statistics(
         for node in graph.nodes:
             passed = [outputs[source] for source in node.inputs]
             for i, layer in enumerate(chain(node, work)):
-                if i == 1 and node.norm == "batch" and node.name in nodes:
+                if i == 1 and node.norm in ("batch", "frozen") and node.name in nodes:
                     reached = passed[0].reshape(-1, node.cout)
                     mean, var = reached.mean(0, dtype=np.float64), reached.var(0, dtype=np.float64)
                     found[node.name] = mean, var
@@ -59,7 +56,7 @@ def statistics(
                         was_mean, was_var = before[node.name]
                         ratio = (var + EPS) / (was_var + EPS)
                         running = values[f"{node.name}.mean"]
-                        if node.name in frozen:  # the mean of the output is not beta and must stay what it was
+                        if node.norm == "frozen":  # the mean of the output is not beta, and must stay what it was
                             running = mean - (was_mean - running) * np.sqrt(ratio)
                         else:
                             running = running + mean - was_mean

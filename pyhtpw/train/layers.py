@@ -190,6 +190,37 @@ class GroupNorm(Layer):
         return (dx,)
 
 
+class FrozenNorm(Layer):
+    """The normalisation of `BatchNorm` in use, in training too: a gain and a shift per channel, with the node's ReLU
+    behind it if it has one."""
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,T,C); the statistics in ``params`` stay as they are."""
+        (y,) = inputs
+        name = self.node.name
+        self._mean = params[f"{name}.mean"].astype(np.float64)
+        self._inverse = 1.0 / np.sqrt(params[f"{name}.var"].astype(np.float64) + EPSILON)
+        scale = params[f"{name}.gamma"] * self._inverse
+        shift = params[f"{name}.beta"] - self._mean * scale
+        self._scale = scale.astype(y.dtype)
+        self._y, self._out = y, self._get("out", *y.shape)
+        K.norm_forward(y, self._scale, shift.astype(y.dtype), self.node.relu, self._out)
+        return self._out
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,T,C) -> dx (N,T,C)."""
+        name, channels = self.node.name, dy.shape[2]
+        dz = self._get("dz", *dy.shape)
+        sums_runs = self._get("sums", K.chunk_count(len(dy)), 2, channels)
+        mean = params[f"{name}.mean"].astype(dy.dtype)
+        K.norm_backward_sums(dy, self._out, self._y, mean, self.node.relu, dz, sums_runs)
+        total, product = sums_runs.sum(axis=0, dtype=np.float64)
+        grads[f"{name}.gamma"][:] = product * self._inverse
+        grads[f"{name}.beta"][:] = total
+        dz *= self._scale
+        return (dz,)
+
+
 class Relu(Layer):
     """Negative values replaced by 0, for nodes whose ReLU has no normalisation to ride on."""
 
@@ -375,13 +406,15 @@ _LAYERS: dict[str, type[Layer]] = {
     "fc": Linear,
 }
 
+_NORMS: dict[str, type[Layer]] = {"batch": BatchNorm, "group": GroupNorm, "frozen": FrozenNorm}
+
 
 def chain(node: Node, work: Workspace) -> tuple[Layer, ...]:
     """The layers that make up ``node``: its op, then normalisation with ReLU, or ReLU alone."""
     kind = WindowAverage if node.op == "avgpool" and not node.pools_all else _LAYERS[node.op]
     layers = [kind(node, work)]
     if node.norm:
-        layers.append(BatchNorm(node, work) if node.norm == "batch" else GroupNorm(node, work))
+        layers.append(_NORMS[node.norm](node, work))
     elif node.relu:
         layers.append(Relu(node, work))
     return tuple(layers)
