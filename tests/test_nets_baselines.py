@@ -1,6 +1,8 @@
 """The named networks beside the proposed one: published parameter counts, and each from training to C."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 from test_quant_ops import agreement, assert_c_is_numpy
 from typer.testing import CliRunner
 
-from pyhtpw import nets, training
+from pyhtpw import nets, pipeline, training
 from pyhtpw.cli import app
+from pyhtpw.data import load
 from pyhtpw.errors import ConfigError
 from pyhtpw.image.integer import Stored
 from pyhtpw.quant import quantise
@@ -135,7 +138,7 @@ def test_tuning_of_frozen_statistics_trains_what_is_deployed():
 # -- what `pyhtpw train` is told ---------------------------------------------------------------------------------------
 
 
-def test_options_of_the_recipe_serve_only_networks_that_have_them(tmp_path: Path):
+def test_options_of_the_recipe_serve_only_networks_that_have_them():
     recipe = RECIPES["synthetic-ecg", "synthetic"]
     assert training.changed(recipe).net_options == recipe.net_options == {"kernel": 9, "stem_kernel": 15}
     assert training.changed(recipe, net="separable").net_options == recipe.net_options
@@ -143,10 +146,14 @@ def test_options_of_the_recipe_serve_only_networks_that_have_them(tmp_path: Path
     assert training.changed(recipe, net="regular_cnn", heads={"fc": "stored"}).net_options == {"heads": {"fc": "stored"}}
     with pytest.raises(ConfigError, match="choose one of"):
         training.changed(recipe, net="nothing")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="NOT RUN: TOML takes Python 3.11")
+def test_options_of_a_file_are_for_the_network_to_refuse(tmp_path: Path):
     path = tmp_path / "run.toml"
     path.write_text("[net]\nname = 'regular_cnn'\ndropout = 0.25\nkernel = 3\n")
-    changed = training.changed(recipe, config=path)
-    assert changed.net_options == {"dropout": 0.25, "kernel": 3}, "what the file says is for the network to refuse"
+    changed = training.changed(RECIPES["synthetic-ecg", "synthetic"], config=path)
+    assert changed.net_options == {"dropout": 0.25, "kernel": 3}
     with pytest.raises(ConfigError, match="kernel"):
         nets.build(changed.net, t=64, **changed.net_options)
 
@@ -156,3 +163,26 @@ def test_a_dry_run_of_a_named_network(name, tmp_path):
     done = CliRunner().invoke(app, ["train", "--dry-run", "--json", "--net", name, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["network"] == name
+
+
+def test_a_run_is_tuned_with_frozen_statistics(tmp_path):
+    data = load("synthetic-ecg", seed=0)
+    recipe = replace(RECIPES["synthetic-ecg", "synthetic"], train={"steps": 2, "eval_every": 2, "batch": 8})
+    recipe = training.changed(recipe, net="tiny_cnn")
+    graph, _, result = pipeline.train_stage(recipe, data, tmp_path / "a", seed=0)
+    frozen, params, errors = training.initial(graph, tmp_path / "a", data, 0, frozen=True)
+    assert [node.norm for node in frozen.nodes if node.norm] == ["frozen"] * 3
+    assert not errors
+    np.testing.assert_array_equal(params["conv2.weight"], result.params["conv2.weight"])
+    tuned = pipeline.train_stage(recipe, data, tmp_path / "b", seed=0, start=(frozen, params))[2]
+    np.testing.assert_array_equal(tuned.params["conv2.var"], params["conv2.var"])
+    assert (tuned.params["conv2.weight"] != params["conv2.weight"]).any()
+    again = training.initial(graph, tmp_path / "b", data, 0, frozen=True)
+    assert again[0] == frozen
+    np.testing.assert_array_equal(again[1]["conv2.mean"], params["conv2.mean"])
+
+
+def test_freezing_takes_a_run(tmp_path):
+    done = CliRunner().invoke(app, ["train", "--net", "tiny_cnn", "--freeze", "--out", str(tmp_path / "run")])
+    assert done.exit_code != 0
+    assert "--init-from" in str(done.exception or done.output)
