@@ -11,7 +11,7 @@ import numpy as np
 from pyhtpw.data import Dataset
 from pyhtpw.errors import ConfigError
 from pyhtpw.image import write
-from pyhtpw.nets import Graph, build
+from pyhtpw.nets import Graph, build, takes
 from pyhtpw.nets.toml import load_heads, load_toml
 from pyhtpw.pipeline import calibration_windows
 from pyhtpw.quant import quantise
@@ -19,6 +19,7 @@ from pyhtpw.quant.fit import fit_network
 from pyhtpw.recipes import Recipe
 from pyhtpw.train import TrainConfig
 from pyhtpw.train.checkpoint import load_checkpoint
+from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.objective import cross_entropy
 from pyhtpw.train.trainer import BEST
 
@@ -37,26 +38,30 @@ def changed(
     """The recipe with what a TOML file says in place of its own, and options in place of that.
 
     The file has any of the tables ``[net]`` (``name``, and options of `pyhtpw.nets.build`), ``[train]`` (fields of
-    `pyhtpw.train.TrainConfig`), ``[heads]`` and ``[evaluate]`` (``median``). Raises ConfigError naming file and entry.
+    `pyhtpw.train.TrainConfig`), ``[heads]`` and ``[evaluate]`` (``median``). Options of the recipe's own network that
+    another one does not have are left out, those of the file are not. Raises ConfigError naming file and entry.
     """
+    given: dict[str, Any] = {}
     if config is not None:
         tables = load_toml(config)
         unknown = sorted(set(tables) - set(TABLES))
         if unknown:
             raise ConfigError(f"{config}: has the unknown table or entry {unknown[0]!r}; its tables are {', '.join(TABLES)}")
-        options = dict(tables.get("net", {}))
-        recipe = replace(recipe, net=options.pop("name", recipe.net), net_options={**recipe.net_options, **options})
+        given = dict(tables.get("net", {}))
+        recipe = replace(recipe, net=given.pop("name", recipe.net))
         wrong = sorted(set(tables.get("train", {})) - {f.name for f in fields(TrainConfig)})
         if wrong:
             raise ConfigError(f"{config}: [train] has the unknown entry {wrong[0]!r}")
         recipe = replace(recipe, train={**recipe.train, **tables.get("train", {})})
         recipe = replace(recipe, median=tables.get("evaluate", {}).get("median", recipe.median))
         if "heads" in tables:
-            recipe = replace(recipe, net_options={**recipe.net_options, "heads": load_heads(config)})
+            given["heads"] = load_heads(config)
     if net is not None:
         recipe = replace(recipe, net=net)
     if heads:
-        recipe = replace(recipe, net_options={**recipe.net_options, "heads": dict(heads)})
+        given["heads"] = dict(heads)
+    own = {name: value for name, value in recipe.net_options.items() if takes(recipe.net, name)}
+    recipe = replace(recipe, net_options={**own, **given})
     if aware is not None:
         recipe = replace(recipe, train={**recipe.train, "aware": aware})
     return recipe
@@ -119,11 +124,12 @@ def estimate(recipe: Recipe, data: Dataset, *, steps: int | None = None, seed: i
     model = Kind(graph, seed=seed)
     x, labels = np.array(data.train.x[: config.batch], np.float32), np.asarray(data.train.y[: config.batch])
     times = []
-    for _ in range(2 + _TRIAL_STEPS):
-        began = time.perf_counter()
-        _, grad = cross_entropy(model.forward(x, training=True), labels)
-        model.backward(grad)
-        times.append(time.perf_counter() - began)
+    with single_blas():  # as the trainer does: threads of BLAS inside the layers' own fight for the cores
+        for _ in range(2 + _TRIAL_STEPS):
+            began = time.perf_counter()
+            _, grad = cross_entropy(model.forward(x, training=True), labels)
+            model.backward(grad)
+            times.append(time.perf_counter() - began)
     image = write(quantise(graph, model.state(), calibration_windows(data, seed, 64), classes=data.classes, sample_rate=data.fs))
     kernels = graph.kernel_shapes()
     outputs = sum(int(np.prod(shape)) for shape in graph.shapes().values())

@@ -101,6 +101,14 @@ def run(model, x, whole=False):
             n, stride = op.window.kernel[1], op.window.stride[1]
             t = np.stack([a[:, o * stride : o * stride + n].sum(axis=1) for o in range(op.out.w)], axis=1)
             y = np.where(t > 0, (t + n // 2) // n, -((-t + n // 2) // n))
+        elif op.kind == "maxpool":
+            n, stride = op.window.kernel[1], op.window.stride[1]
+            y = np.stack([a[:, o * stride : o * stride + n].max(axis=1) for o in range(op.out.w)], axis=1)
+        elif op.kind == "table":
+            y = op.table.astype(np.int64)[a + 128]
+        elif op.kind == "mul":
+            second = tensors[op.inputs[1]] - info[op.inputs[1]].zero_point
+            y = _rq((a - zp) * second, op.mul.multiplier, np.int64(op.mul.shift)) + op.out.zero_point
         else:
             w, v = kernel(model, op).astype(np.int64), a - zp
             if op.kind in ("conv", "depthwise"):

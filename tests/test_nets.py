@@ -124,6 +124,8 @@ def graph_of(*nodes, shape=(10, 3), classes=2):
         ((Node("a", "silu", ("input",), 3, kernel=2), POOL, FC), "node 'a'.*no taps"),
         ((Node("a", "squeeze_excite", ("input",), 3), POOL, FC), "node 'a'.*hidden is 0"),
         ((Node("a", "conv", ("input",), 3, hidden=2), POOL, FC), "node 'a'.*no hidden layer"),
+        ((Node("a", "silu", ("input",), 3, bias=True), READS_A, FC), "node 'a'.*bias"),
+        ((POOL, replace(FC, bias=True)), "node 'fc'.*always has one"),
         ((Node("a", "dropout", ("input",), 3, rate=1), POOL, FC), "node 'a'.*rate is 1"),
         ((Node("a", "conv", ("input",), 3, rate=0.5), POOL, FC), "node 'a'.*drops nothing"),
         ((replace(POOL, head="stored:bits=4"), FC), "node 'pool'.*no kernel"),
@@ -174,7 +176,7 @@ def test_truth_values_of_norm_are_batch_and_none():
     older = {  # as descriptions were written before there was a choice
         **plain,
         "nodes": [
-            {**{k: v for k, v in n.items() if k not in ("hidden", "rate")}, "norm": bool(n["norm"])}
+            {**{k: v for k, v in n.items() if k not in ("hidden", "rate", "bias")}, "norm": bool(n["norm"])}
             for n in plain["nodes"]
         ],
     }

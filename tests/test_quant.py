@@ -308,22 +308,6 @@ def around(*nodes: Node) -> Graph:
 STEM = Node("stem", "conv", ("input",), 4, 3, norm=True, relu=True)
 
 
-@pytest.mark.parametrize(
-    ("node", "said"),
-    [
-        (Node("n", "maxpool", ("stem",), 4, 2, 2), "node n: maxpool has no integer form"),
-        (Node("n", "silu", ("stem",), 4), "node n: silu has no integer form"),
-        (Node("n", "squeeze_excite", ("stem",), 4, hidden=2), "node n: squeeze_excite has no integer form"),
-        (Node("n", "pointwise", ("stem",), 4, norm="group"), "node n: norm 'group'"),
-    ],
-)
-def test_nodes_without_an_integer_form_are_named(node, said):
-    graph = around(STEM, node)
-    with pytest.raises(QuantiseError, match=said) as caught:
-        quantise(graph, Model(graph).state(), np.zeros((4, 24, 2)), classes=("a", "b"), sample_rate=1.0)
-    assert "\n" not in str(caught.value)
-
-
 def test_pools_of_windows_and_dropout_are_integer_operators_or_nothing():
     graph = around(
         STEM,

@@ -40,7 +40,7 @@ def params_of(node, channels, rng):
     params = {}
     if node.op in ("conv", "depthwise", "pointwise", "fc"):
         params[f"{node.name}.weight"] = rng.standard_normal(node.weight_shape(channels))
-    if node.op == "fc":
+    if node.op == "fc" or node.bias:
         params[f"{node.name}.bias"] = rng.standard_normal(node.cout)
     if node.op == "squeeze_excite":
         params[f"{node.name}.reduce.weight"] = rng.standard_normal((node.hidden, channels))
@@ -107,6 +107,10 @@ def test_convolution_gradients(op, relu, norm, shape):
         (Node("n", "pointwise", ("a",), 1), [(2, 1, 4)]),
         (Node("n", "pointwise", ("a",), 5, norm="group", relu=True), [(9, 7, 3)]),
         (Node("n", "pointwise", ("a",), 3, norm="group"), [(17, 1, 4)]),
+        (Node("n", "pointwise", ("a",), 5, bias=True, relu=True), [(9, 7, 3)]),
+        (Node("n", "conv", ("a",), 5, 3, 2, bias=True), [(9, 7, 3)]),
+        (Node("n", "conv", ("a",), 5, 3, bias=True, norm="group", relu=True), [(9, 7, 3)]),
+        (Node("n", "depthwise", ("a",), 3, 5, bias=True), [(9, 7, 3)]),
         (Node("n", "add", ("a", "b"), 3), [(4, 5, 3), (4, 5, 3)]),
         (Node("n", "add", ("a", "b"), 3, relu=True), [(4, 5, 3), (4, 5, 3)]),
         (Node("n", "avgpool", ("a",), 3), [(4, 7, 3)]),

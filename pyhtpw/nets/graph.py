@@ -7,7 +7,7 @@ Parameters are a flat dict of arrays; their names and shapes are fixed here (`Gr
 
 ====================  =======================================================================================
 ``{node}.weight``     conv (Cout,K,Cin), depthwise (K,C), stored pointwise (Cout,Cin), fc (Cout,Cin)
-``{node}.bias``       fc only, (Cout,)
+``{node}.bias``       fc, and with ``bias``, (Cout,)
 ``{node}.gamma``      with norm, (Cout,); also ``.beta``, and with norm "batch" the running ``.mean`` and ``.var``
 ``{node}.reduce.*``   squeeze_excite only, the first layer: weight (hidden, C), bias (hidden,)
 ``{node}.expand.*``   and the second: weight (C, hidden), bias (C,)
@@ -85,7 +85,8 @@ class Node:
     An avgpool with kernel and stride 1 is the mean over all time; other pools take whole windows of ``kernel`` steps,
     ``stride`` apart.  ``hidden`` is the width between the two layers of a squeeze_excite: channels times
     sigmoid(expand(relu(reduce(mean over time)))).  ``rate`` is the share of values that a dropout puts to 0 in
-    training, the others growing to make up for it.
+    training, the others growing to make up for it.  ``bias`` adds a trained value per channel to what a kernel makes, in
+    front of the normalisation if there is one; an fc always has it.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Node:
     head: HeadSpec = HeadSpec()  # noqa: RUF009  frozen
     hidden: int = 0
     rate: float = 0.0
+    bias: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -149,6 +151,8 @@ class Node:
             raise self._fail(f"rate is {self.rate!r}; give a number from 0 to below 1")
         if self.rate and self.op != "dropout":
             raise self._fail("drops nothing; leave rate at 0")
+        if self.bias and self.op not in _NORM_OPS:
+            raise self._fail("has no kernel to add a bias to, or always has one; leave bias at False")
         if self.relu and self.op not in _RELU_OPS:
             raise self._fail("cannot carry a ReLU; set relu to False")
         if self.head != HeadSpec() and self.op not in _WEIGHT_OPS:
@@ -303,7 +307,7 @@ class Graph:
                 )
             elif node.name in kernels:
                 found[f"{node.name}.weight"] = kernels[node.name]
-            if node.op == "fc":
+            if node.op == "fc" or node.bias:
                 found[f"{node.name}.bias"] = (node.cout,)
             if node.op == "squeeze_excite":
                 found[f"{node.name}.reduce.weight"] = (node.hidden, node.cout)

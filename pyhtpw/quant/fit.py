@@ -130,7 +130,8 @@ def _equalised(nodes: list[Node], source: Mapping[str, np.ndarray]) -> dict[str,
         shape = [1] * kernel.ndim
         shape[axis] = -1
         values[f"{node.name}.weight"] = kernel / scale.reshape(shape)
-        values[f"{node.name}.mean"] = values[f"{node.name}.mean"] / scale
+        for part in ("mean", "bias") if node.bias else ("mean",):
+            values[f"{node.name}.{part}"] = values[f"{node.name}.{part}"] / scale
         values[f"{node.name}.var"] = np.maximum((values[f"{node.name}.var"] + EPS) / scale**2 - EPS, 0)
     return values
 

@@ -7,9 +7,11 @@ from math import prod
 import numpy as np
 
 from pyhtpw.errors import QuantiseError
-from pyhtpw.image.integer import AddScalars, Info, IntegerModel, Op, Stored, Tensor, Window
+from pyhtpw.image.integer import AddScalars, Info, IntegerModel, MulScalars, Op, Stored, Tensor, Window
 from pyhtpw.nets.graph import INPUT, Graph, Node, same_padding
+from pyhtpw.quant.freeze import freeze
 from pyhtpw.quant.heads import IntegerHeads, image_shape, quantise_heads
+from pyhtpw.quant.lower import FUNCTIONS, inner, lowered, table
 from pyhtpw.quant.scales import COMPACT, HALF, Scale, factors, fit_range, multiplier, requant
 from pyhtpw.quant.statistics import EPS, statistics
 from pyhtpw.quant.stored import nearest, quantise_stored
@@ -17,13 +19,12 @@ from pyhtpw.train.model import Model
 
 ADD_LEFT_SHIFT = 20  # TensorFlow Lite's choice for int8
 
-NO_INTEGER_FORM = {
-    "maxpool": "train with stride 2 or an average pool instead",
-    "silu": "train with a ReLU instead",
-    "squeeze_excite": "train without it",
-}
-"""Ops of `pyhtpw.nets` that `_op` cannot turn into an operator, and what to do instead. Whoever teaches it one takes
-the line out."""
+INTEGER_OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout", "fc")
+"""Ops of `pyhtpw.nets` that `_op` turns into operators, or that `pyhtpw.quant.lower` takes apart into such. Any other is
+refused by name."""
+_POOLS = ("avgpool", "maxpool")
+_LINEAR = ("conv", "depthwise", "pointwise", "fc")
+_MUL_SHIFTS = (-31, 14)  # docs/SPEC.md section 6
 
 
 def quantise(
@@ -58,37 +59,42 @@ def quantise(
         scales that these exactly stand for, so that it costs them nothing; the gain behind a generated kernel is
         rounded (relative error at most 2^-9), and its bias set so that the mean of the output stays where it was.
 
+    Norm "group" is deployed with statistics frozen on the calibration windows (`pyhtpw.quant.freeze`).
+
     Returns
     -------
     IntegerModel
-        INFO's threshold is 0.5; `with_threshold` sets the one that validation chose.
+        Operators are called as the nodes that they stand for; those of a node that became several have its name before a
+        dot, the last one the name itself. INFO's threshold is 0.5; `with_threshold` sets the one that validation chose.
 
     Raises
     ------
     QuantiseError
-        Naming the node: if a value leaves the format's range, or if an operator or a normalisation has no integer form.
+        Naming the node: if a value leaves the format's range, or if an operator has no integer form.
     """
     _check_operators(graph)
     calibration = np.ascontiguousarray(calibration, np.float32)
     if not np.isfinite(calibration).all():
         raise QuantiseError("calibration windows hold NaN or infinity: clean the data first")
+    frozen = {node.name for node in graph.nodes if node.norm == "group"}
+    graph, params = freeze(graph, params, calibration)
     heads = quantise_heads(graph, params)
     network, values, rounded = _with_kernels(graph, params, heads)
     if recalibrate and rounded:
         exact = {f"{name}.weight": kernel for name, kernel in Model(graph, params).kernels().items()}
         before, _ = statistics(network, {**values, **exact}, calibration, None, rounded)
-        _, values = statistics(network, values, calibration, before, rounded)
+        _, values = statistics(network, values, calibration, before, rounded, frozen)
     acts = Model(network, values).activations(calibration)
-    scales = {name: fit_range(x, clip=name != graph.nodes[-1].name) for name, x in acts.items()}
-
-    shapes = graph.shapes()
-    index, ops = {INPUT: 0}, []
     for node in graph.nodes:
-        if node.op in ("avgpool", "dropout"):  # no rescaling in a pool: its output has the scale of its input
+        acts.update(inner(node, acts[node.inputs[0]], values))
+    nodes, shapes = lowered(graph)
+    made = {INPUT, *(node.name for node in nodes)}
+    last = nodes[-1].name
+    scales = {name: fit_range(x, clip=name != last) for name, x in acts.items() if name in made}
+    index, ops = {INPUT: 0}, []
+    for node in nodes:
+        if node.op in _POOLS:  # no rescaling in a pool: its output has the scale of its input
             scales[node.name] = scales[node.inputs[0]]
-        if node.op == "dropout":  # of training only: who reads it reads its input
-            index[node.name] = index[node.inputs[0]]
-            continue
         try:
             ops.append(_op(node, params, values, scales, shapes, index, heads, COMPACT if compact else HALF))
         except QuantiseError as error:
@@ -122,13 +128,8 @@ def with_threshold(model: IntegerModel, threshold: float) -> IntegerModel:
 def _check_operators(graph: Graph) -> None:
     """Raise QuantiseError for a node that no integer operator stands for."""
     for node in graph.nodes:
-        if node.op in NO_INTEGER_FORM:
-            raise QuantiseError(f"node {node.name}: {node.op} has no integer form yet: {NO_INTEGER_FORM[node.op]}")
-        if node.norm == "group":
-            raise QuantiseError(
-                f"node {node.name}: norm 'group' takes the statistics of each window, which has no integer form; "
-                "freeze them into norm 'batch' first"
-            )
+        if node.op not in INTEGER_OPS:
+            raise QuantiseError(f"node {node.name}: {node.op} has no integer form: train with one of {', '.join(INTEGER_OPS)}")
 
 
 def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: IntegerHeads):
@@ -168,16 +169,16 @@ def _with_gain(node: Node, params: Mapping[str, np.ndarray], gain: np.ndarray) -
 
 def _folded(node: Node, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per channel, what follows the kernel: y = gain * (W x - mean) + offset."""
+    bias = np.asarray(values.get(f"{node.name}.bias", np.zeros(node.cout)), np.float64)
     if not node.norm:
-        bias = values.get(f"{node.name}.bias", np.zeros(node.cout))
-        return np.ones(node.cout), np.zeros(node.cout), np.asarray(bias, np.float64)
+        return np.ones(node.cout), np.zeros(node.cout), bias
     gamma, beta, mean, var = (
         np.asarray(values[f"{node.name}.{part}"], np.float64) for part in ("gamma", "beta", "mean", "var")
     )
     gain = gamma / np.sqrt(var + EPS)
     if (gain <= 0).any():
         raise QuantiseError("a normalisation gain is not positive, which an integer kernel cannot absorb")
-    return gain, mean, beta
+    return gain, mean - bias, beta
 
 
 def _linear(node: Node, params, values, scales: dict[str, Scale], heads: IntegerHeads, bits: int) -> dict:
@@ -209,7 +210,7 @@ def _linear(node: Node, params, values, scales: dict[str, Scale], heads: Integer
 def _op(node: Node, params, values, scales: dict[str, Scale], shapes, index, heads: IntegerHeads, bits: int) -> Op:
     t_in, _ = shapes[node.inputs[0]]
     t_out, c_out = shapes[node.name]
-    linear = _linear(node, params, values, scales, heads, bits) if node.op not in ("add", "avgpool") else {}
+    linear = _linear(node, params, values, scales, heads, bits) if node.op in _LINEAR else {}
     x, y = scales[node.inputs[0]], scales[node.name]
     common = {
         "name": node.name,
@@ -224,9 +225,16 @@ def _op(node: Node, params, values, scales: dict[str, Scale], shapes, index, hea
         pairs = [multiplier(f) for f in factors]
         add = AddScalars(ADD_LEFT_SHIFT, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
         return Op(kind="add", add=add, **common)
-    if node.op == "avgpool":
+    if node.op in _POOLS:
         window = Window((1, t_in)) if node.pools_all else Window((1, node.kernel), (1, node.stride))
-        return Op(kind="avgpool", window=window, **common)
+        return Op(kind=node.op, window=window, **common)
+    if node.op in FUNCTIONS:
+        return Op(kind="table", table=table(node.op, x, y), **common)
+    if node.op == "mul":
+        m, shift = multiplier(x.scale * scales[node.inputs[1]].scale / y.scale)
+        if not _MUL_SHIFTS[0] <= shift <= _MUL_SHIFTS[1]:
+            raise QuantiseError(f"the factor of a product leaves the format's range: 2^{shift}")
+        return Op(kind="mul", mul=MulScalars(m, shift), **common)
     if node.op in ("pointwise", "fc"):
         return Op(kind="conv1x1" if node.op == "pointwise" else "fc", **linear, **common)
     _, left = same_padding(t_in, node.kernel, node.stride)

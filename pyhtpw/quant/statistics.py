@@ -22,6 +22,7 @@ def statistics(
     x: np.ndarray,
     before: Statistics | None,
     nodes: Collection[str],
+    frozen: Collection[str] = (),
 ) -> tuple[Statistics, dict[str, np.ndarray]]:
     """Mean and variance of what reaches the given normalisations, in network order, each corrected before the next is
     looked at.
@@ -37,6 +38,8 @@ def statistics(
         changed since; None corrects nothing.
     nodes
         Names of the normalised nodes in question.
+    frozen
+        Those whose running statistics are none of their input (`pyhtpw.quant.freeze`).
 
     Returns
     -------
@@ -55,7 +58,12 @@ def statistics(
                     if before is not None:
                         was_mean, was_var = before[node.name]
                         ratio = (var + EPS) / (was_var + EPS)
-                        values[f"{node.name}.mean"] = (values[f"{node.name}.mean"] + mean - was_mean).astype(np.float32)
+                        running = values[f"{node.name}.mean"]
+                        if node.name in frozen:  # the mean of the output is not beta and must stay what it was
+                            running = mean - (was_mean - running) * np.sqrt(ratio)
+                        else:
+                            running = running + mean - was_mean
+                        values[f"{node.name}.mean"] = running.astype(np.float32)
                         corrected = (values[f"{node.name}.var"] + EPS) * ratio - EPS
                         values[f"{node.name}.var"] = np.maximum(corrected, 0).astype(np.float32)
                 passed = [layer.forward(passed, values, False)]

@@ -42,6 +42,15 @@ class Layer:
     def _get(self, purpose: str, *shape: int) -> np.ndarray:
         return self.work.get(f"{self.node.name}/{type(self).__name__}/{purpose}", *shape)
 
+    def _add_bias(self, y: np.ndarray, params: Arrays) -> np.ndarray:
+        if self.node.bias:
+            y += params[f"{self.node.name}.bias"]
+        return y
+
+    def _bias_gradient(self, dy: np.ndarray, grads: Arrays) -> None:
+        if self.node.bias:  # in float64: one sum over all windows and steps, which numpy does not take pairwise
+            grads[f"{self.node.name}.bias"][:] = dy.sum(axis=(0, 1), dtype=np.float64)
+
     def forward(self, inputs: Sequence[np.ndarray], params: Arrays, training: bool) -> np.ndarray:
         """The layer's output for ``inputs``; ``training`` chooses between batch and running statistics."""
         raise NotImplementedError
@@ -54,7 +63,7 @@ class Layer:
 
 
 class Convolution(Layer):
-    """Convolution over time without bias, SAME padding with 0; a pointwise kernel is the case of one tap."""
+    """Convolution over time, with a bias if the node has one, SAME padding with 0; a pointwise kernel is the case of one tap."""
 
     def forward(self, inputs, params, training):
         """(N,T,I) -> (N,O,C)."""
@@ -68,7 +77,7 @@ class Convolution(Layer):
         self._cols = x if self._plain else self._get("cols", windows, outs, node.kernel * channels)
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
         K.conv_forward(x, weight, y, self._cols, node.stride, self._left, node.kernel)
-        return y
+        return self._add_bias(y, params)
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,I); the kernel's gradient is summed over the runs in their order."""
@@ -79,11 +88,12 @@ class Convolution(Layer):
         dcols = self._get("dcols", *self._cols.shape) if need and not self._plain else self._get("none", 1, 1, 1)
         K.conv_backward(self._cols, weight, dy, dx, dcols, dw_runs, node.stride, self._left, node.kernel, need)
         np.sum(dw_runs, axis=0, out=grads[f"{node.name}.weight"].reshape(node.cout, -1))
+        self._bias_gradient(dy, grads)
         return (dx if need else None,)
 
 
 class Depthwise(Layer):
-    """Each channel convolved with its own taps, without bias, SAME padding with 0."""
+    """Each channel convolved with its own taps, with a bias if the node has one, SAME padding with 0."""
 
     def forward(self, inputs, params, training):
         """(N,T,C) -> (N,O,C)."""
@@ -93,7 +103,7 @@ class Depthwise(Layer):
         y = self._get("y", windows, outs, channels)
         self._x = x
         K.depthwise_forward(x, params[f"{self.node.name}.weight"], y, self.node.stride, self._left)
-        return y
+        return self._add_bias(y, params)
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,C), which costs little beside dw and is always taken."""
@@ -102,6 +112,7 @@ class Depthwise(Layer):
         dx = self._get("dx", *self._x.shape)
         K.depthwise_backward(self._x, weight, dy, dx, dw_runs, self.node.stride, self._left)
         np.sum(dw_runs, axis=0, out=grads[f"{self.node.name}.weight"])
+        self._bias_gradient(dy, grads)
         return (dx if need else None,)
 
 

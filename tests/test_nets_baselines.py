@@ -1,0 +1,132 @@
+"""The named networks beside the proposed one: published parameter counts, and each from training to C."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_quant_ops import assert_c_is_numpy
+from typer.testing import CliRunner
+
+from pyhtpw import nets, training
+from pyhtpw.cli import app
+from pyhtpw.errors import ConfigError
+from pyhtpw.image.integer import Stored
+from pyhtpw.quant import quantise
+from pyhtpw.recipes import RECIPES
+from pyhtpw.train import Model
+from pyhtpw.train.kernels import single_blas
+from pyhtpw.train.objective import cross_entropy
+from pyhtpw.train.optim import AdamW
+
+NEW = ("regular_cnn", "resnet1d_small", "tiny_separable", "tiny_cnn", "tiny_vae_head", "ternary_separable")
+PUBLISHED = {"regular_cnn": 1_455_618, "resnet1d_small": 63_474, "tiny_separable": 741, "tiny_cnn": 14_322}
+
+
+def test_all_are_known_by_name():
+    assert set(NEW) <= set(nets.NAMES)
+    assert all(nets.build(name, t=64).name == name for name in NEW)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name):
+    assert nets.build(name, t=1800).parameter_count() == PUBLISHED[name]
+
+
+def test_the_variational_network_lacks_its_variance():
+    graph = nets.build("tiny_vae_head", t=1800)
+    shapes = graph.parameter_shapes()
+    branch = shapes["mu.weight"], shapes["mu.bias"]
+    assert branch == ((16, 8, 32), (16,))
+    assert graph.parameter_count() == 5_778
+    assert graph.parameter_count() + sum(int(np.prod(shape)) for shape in branch) == 9_890
+
+
+@pytest.mark.parametrize("t", [16, 17, 23, 100, 127, 1800, 1801])
+def test_parts_of_any_window_are_eight(t):
+    assert nets.build("tiny_vae_head", t=t).shapes()["parts"] == (8, 32)
+
+
+def test_windows_that_are_too_short_are_refused():
+    with pytest.raises(ConfigError, match="at least 16 steps"):
+        nets.build("tiny_vae_head", t=15)
+    with pytest.raises(ConfigError, match="node 'top4'"):
+        nets.build("regular_cnn", t=15)
+
+
+def test_shapes_of_the_residual_network():
+    graph = nets.build("resnet1d_small", t=1800)
+    shapes = graph.shapes()
+    assert [shapes[name] for name in ("stem", "s1b2_act2", "s2b2_act2", "s3b2_act2")] == [(900, 16), (900, 16), (450, 32), (225, 32)]
+    assert [node.name for node in graph.nodes if node.name.endswith("_short")] == ["s2b1_short", "s3b1_short"]
+
+
+def trained(name: str, steps: int = 3):
+    """A network after a few steps on two kinds of windows, and windows."""
+    rng = np.random.default_rng(8)
+    labels = np.arange(32) % 2
+    pace = np.where(labels, 9, 3)[:, None, None] * rng.uniform(0.8, 1.2, (32, 1, 1))
+    x = np.sin(pace * np.linspace(0, 2 * np.pi, 128)[None, :, None]) + 0.3 * rng.standard_normal((32, 128, 1))
+    x = x.astype(np.float32)
+    graph = nets.build(name, t=128)
+    model = Model(graph, seed=2)
+    optimiser, losses = AdamW(model, 0.01), []
+    with single_blas():
+        for step in range(1, steps + 1):
+            model.reseed(step)
+            loss, gradient = cross_entropy(model.forward(x, training=True), labels)
+            losses.append(float(loss))
+            model.backward(gradient)
+            optimiser.step(step, 1e-3)
+    return graph, model, x, losses
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_from_training_to_c(name):
+    graph, model, x, losses = trained(name)
+    assert np.isfinite(losses).all()
+    assert all(np.abs(value).max() > 0 for parameter, value in model.grads.items() if parameter.endswith(".weight"))
+    integer = quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=100.0)
+    image = assert_c_is_numpy(integer, x)
+    logits = image.run_batch(image.quantise(x))
+    assert len(np.unique(logits)) > 2, "logits say something"
+
+
+def test_ternary_kernels_take_two_bits():
+    graph, model, x, _ = trained("ternary_separable", 1)
+    integer = quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=100.0)
+    bits = {op.name: op.weights.bits for op in integer.ops if isinstance(op.weights, Stored)}
+    assert {name for name, width in bits.items() if width == 2} == {"pw1", "pw2", "pw3", "pw4"}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_heads_may_be_others(name):
+    graph = nets.build(name, t=64, heads={"fc": "stored:bits=4"})
+    assert graph.node("fc").head.bits == 4
+    assert graph.parameter_count() == nets.build(name, t=64).parameter_count()
+
+
+# -- what `pyhtpw train` is told ---------------------------------------------------------------------------------------
+
+
+def test_options_of_the_recipe_serve_only_networks_that_have_them(tmp_path: Path):
+    recipe = RECIPES["synthetic-ecg", "synthetic"]
+    assert training.changed(recipe).net_options == recipe.net_options == {"kernel": 9, "stem_kernel": 15}
+    assert training.changed(recipe, net="separable").net_options == recipe.net_options
+    assert training.changed(recipe, net="tiny_cnn").net_options == {}
+    assert training.changed(recipe, net="regular_cnn", heads={"fc": "stored"}).net_options == {"heads": {"fc": "stored"}}
+    with pytest.raises(ConfigError, match="choose one of"):
+        training.changed(recipe, net="nothing")
+    path = tmp_path / "run.toml"
+    path.write_text("[net]\nname = 'regular_cnn'\ndropout = 0.25\nkernel = 3\n")
+    changed = training.changed(recipe, config=path)
+    assert changed.net_options == {"dropout": 0.25, "kernel": 3}, "what the file says is for the network to refuse"
+    with pytest.raises(ConfigError, match="kernel"):
+        nets.build(changed.net, t=64, **changed.net_options)
+
+
+@pytest.mark.parametrize("name", ["tiny_separable", "tiny_vae_head"])
+def test_a_dry_run_of_a_named_network(name, tmp_path):
+    done = CliRunner().invoke(app, ["train", "--dry-run", "--json", "--net", name, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["network"] == name
