@@ -371,8 +371,8 @@ def bill(
 def pack_codes(
     base: Annotated[Path, typer.Argument(help="Image that devices have.")],
     personalised: Annotated[Path, typer.Argument(help="Image with the codes and requantisation that they shall have.")],
-    number: Annotated[int, typer.Option(help="Packs are ordered by it; devices refuse a lower one than before.", min=0)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Code pack to write.")] = Path("codes.htpc"),
+    number: Annotated[int, typer.Option(help="Packs are ordered by it; devices refuse a lower one than before.", min=0)] = 1,
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:

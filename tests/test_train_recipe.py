@@ -1,6 +1,8 @@
 """Teachers and their caches, early stop, masks and stretching, divergence by layer; all of it at once, to the byte."""
 
+import json
 import threading
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numba
@@ -256,3 +258,29 @@ def test_everything_on_same_bytes_for_threads_and_resume(graph, told, tmp_path):
         assert contents(directory) == contents(tmp_path / "whole")
     plain = train(graph, TRAIN, VAL, TrainConfig(**{**vars(FULL), "objective": {}}), tmp_path / "plain")
     assert not same(plain, whole)
+
+
+def test_checkpoints_older_than_a_field_resume(tmp_path):
+    whole = train(graph_of(), TRAIN, VAL, CONFIG, tmp_path / "whole")
+    stop = threading.Event()
+    stop.set()
+    train(graph_of(), TRAIN, VAL, CONFIG, tmp_path / "old", stop=stop)
+    arrays, description = load_checkpoint(tmp_path / "old" / LAST)
+    for name in ("objective", "patience"):
+        del description["config"][name]
+    for node in description["graph"]["nodes"]:
+        del node["hidden"], node["rate"]
+        node["norm"] = bool(node["norm"])
+    save_checkpoint(tmp_path / "old" / LAST, arrays, description)
+    assert same(train(graph_of(), TRAIN, VAL, CONFIG, tmp_path / "old", resume=True), whole)
+    other = TrainConfig(**{**vars(CONFIG), "objective": {"class_weights": (1, 2)}})
+    save_checkpoint(tmp_path / "old" / LAST, arrays, description)
+    with pytest.raises(TrainError, match=r"another config \(objective"):
+        train(graph_of(), TRAIN, VAL, other, tmp_path / "old", resume=True)
+    train(graph_of(), TRAIN, VAL, other, tmp_path / "new", stop=stop)
+    train(graph_of(), TRAIN, VAL, other, tmp_path / "new", resume=True, stop=stop)  # a tuple that JSON made a list
+
+
+def test_config_goes_through_toml_like_data():
+    config = TrainConfig(steps=1, objective={"class_weights": [1, 2], "kd": 1})
+    assert TrainConfig(**json.loads(json.dumps(asdict(config)))) == config
