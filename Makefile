@@ -12,6 +12,7 @@ DATA    ?= synthetic-ecg
 OUT     ?= out/demo
 SEED    ?= 0
 FUZZ_SECONDS ?= 600
+JOBS    ?= 1
 C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/backends/*/*.[ch])
 
 .PHONY: setup demo test test-all test-sanitize fuzz coverage clean
@@ -34,7 +35,7 @@ test: setup
 	@$(PYTHON) -m pytest -q
 
 test-all: setup
-	@$(PYTHON) tests/full_matrix.py --out results/test-all.json
+	@$(PYTHON) tests/full_matrix.py --out results/test-all.json --jobs $(JOBS)
 
 test-sanitize: setup
 	@$(PYTHON) tests/full_matrix.py --only ASan

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -230,11 +231,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="default: results/test-all.json")
     parser.add_argument("--deep", action="store_true", help="also Hypothesis with 100 times as many examples")
     parser.add_argument("--only", help="rows whose name contains this; JSON only with --out")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that run at one time (default 1)")
     options = parser.parse_args()
-    results = []
-    for name, function in rows(options.deep):
-        if options.only and options.only not in name:
-            continue
+
+    def run(row: tuple) -> dict:
+        name, function = row
         began = time.monotonic()
         try:
             status, detail = "PASS", function()
@@ -242,8 +243,12 @@ def main() -> int:
             status, detail = "NOT RUN", str(reason)
         except Exception as error:  # any failure is a row, and the matrix goes on
             status, detail = "FAIL", f"{type(error).__name__}: {error}"
-        results.append({"name": name, "status": status, "detail": detail, "seconds": round(time.monotonic() - began, 1)})
         print(f"{status:8s} {name}: {detail}", flush=True)
+        return {"name": name, "status": status, "detail": detail, "seconds": round(time.monotonic() - began, 1)}
+
+    wanted = [row for row in rows(options.deep) if not options.only or options.only in row[0]]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(run, wanted))
     counts = {status: sum(r["status"] == status for r in results) for status in ("PASS", "FAIL", "NOT RUN")}
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
     if options.out is None and not options.only:
