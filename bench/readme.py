@@ -59,12 +59,15 @@ def kernel_table() -> str:
     """Ratios to CMSIS-NN, in Markdown, from results/kernels.json."""
     found = json.loads((ROOT / "results" / "kernels.json").read_text())
     rows = {(r["cpu"], r["group"], r["layout"]): r for r in found["summary"]}
-    lines = ["| core | kernel | our instructions / CMSIS-NN's | target |", "|---|---|---|---|"]
+    lines = ["| core | kernel | our instructions / CMSIS-NN's | estimated cycles / theirs | target for both |", "|---|---|---|---|---|"]
     for text, key in KERNELS:
         r = rows[key]
         target = "" if r["target"] is None else f"{r['target']:.2f}" + ("" if r["met"] else ", **missed**")
-        lines.append(f"| {key[0]} | {text} | **{r['ratio']:.2f}** ({r['shapes']} shapes) | {target} |")
-    return "\n".join(lines)
+        cycles = "" if r["cycles_ratio"] is None else f"{r['cycles_ratio']:.2f}"
+        lines.append(f"| {key[0]} | {text} | **{r['ratio']:.2f}** ({r['shapes']} shapes) | {cycles} | {target} |")
+    over = [s for s in found["summary"] if s["worst"] > 1 and s["layout"] not in ("best", "int4")]
+    text = "; ".join(f"{s['cpu']} {s['group']}" + (f" {s['layout']}" if s["layout"] != "-" else "") + f" {s['worst']:.2f}" for s in over)
+    return "\n".join([*lines, "", f"Groups without a target in which a shape costs more than CMSIS-NN's (the worst one): {text}."])
 
 
 def head_table() -> str:
