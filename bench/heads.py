@@ -71,7 +71,7 @@ def trained(name: str, data, steps: int, folder: Path):
 
 def boot(elf, image: Image) -> int:
     """Instructions of htpw_bind with the boot schedule, less those of stored kernels; all are compared with the host's."""
-    batch, plan = qemu.Batch(elf), image.plan_for(PLAN[elf.cpu.name])
+    batch, plan = qemu.Batch(elf), image.plan(PLAN[elf.cpu.name])
     model, context = batch.buffer(4096, "model"), batch.buffer(512, "context")
     arena, cache = batch.buffer(plan.arena, "arena"), batch.buffer(plan.cache, "cache")
     batch.call("htpw_model_open", model, batch.buffer(image.data, "image", align=4), len(image.data))
@@ -92,7 +92,7 @@ def boot(elf, image: Image) -> int:
 def boot_inferences(image: Image) -> float:
     """Instructions of synthesis over those of one inference, on an emulated Cortex-M4."""
     with Emulator("cortex-m4", compiler="gcc") as emulator, emulator.open(image.data) as model:
-        inference = model.count_inference(np.zeros(image.plan.input, np.int8))
+        inference = model.count_inference(np.zeros(image.plan().input, np.int8))
         return round(model.synthesis_instructions / inference, 3)
 
 
@@ -102,7 +102,7 @@ def row(network: str, head: str, packed, elfs: dict[str, Any]) -> dict[str, Any]
     account = bill(image.parsed)
     sections, total = account["sections"], account["generated_total"]
     weights = sum(op.weights for op in image.parsed.ops if op.generated)
-    plans = {cpu: image.plan_for(backend) for cpu, backend in PLAN.items()}
+    plans = {cpu: image.plan(backend) for cpu, backend in PLAN.items()}
     largest = max(op.out.size + sum(t.size for t in op.inputs) for op in image.parsed.ops)
     workspace = max((k.bytes for k in image.cached), default=0)
     entry: dict[str, Any] = {

@@ -40,14 +40,25 @@ def declarations() -> str:
         sys.exit(f"pyhtpw: {' '.join(command)} failed: {error.stderr.strip()}")
 
 
+# Only here, for Python's sake: a batch is one call, for which the GIL is released once
+RUN_MANY = "int pyhtpw_run_many(struct htpw_context *context, size_t count, const int8_t *x, size_t in, int8_t *y, size_t out)"
+RUN_MANY_BODY = """ {
+    int error = 0;
+    for (size_t i = 0; i < count && error == 0; i++) {
+        error = htpw_run(context, x + i * in, in, y + i * out, out);
+    }
+    return error;
+}
+"""
+
 # The user's own CMSIS-NN, if there is one (csrc/backends/cmsis_nn/README.md)
 CMSIS_NN = os.environ.get("HTPW_CMSIS_NN_INCLUDE")
 
 ffibuilder = FFI()
-ffibuilder.cdef(declarations())
+ffibuilder.cdef(declarations() + RUN_MANY + ";")
 ffibuilder.set_source(
     "pyhtpw._htpw",
-    "".join(f'#include "{header}"\n' for header in HEADERS),
+    "".join(f'#include "{header}"\n' for header in HEADERS) + f"static {RUN_MANY}{RUN_MANY_BODY}",
     sources=sources(),
     include_dirs=["csrc", *([CMSIS_NN] if CMSIS_NN else [])],
     define_macros=[("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [],

@@ -68,9 +68,10 @@ class Flash:
         _native.check(lib.htpw_codes_store(image._model, self.c, ffi.from_buffer(pack), len(pack)), f"{image.name}: code pack")
 
     def boot_codes(self, image: Image) -> None:
-        """Applies the newest valid pack to `image`; contexts that it has must be bound again (htpw_codes_boot)."""
+        """Applies the newest valid pack to `image`; contexts that were bound to it must be bound again (htpw_codes_boot)."""
         _native.check(lib.htpw_codes_boot(image._model, self.c), f"{image.name}: slots of code packs")
         image._flash = self  # the pack is read in place
+        image._forget_contexts()
 
     def rollback_codes(self, image: Image) -> None:
         """Erases the newest valid pack, so that the one before is applied next (htpw_codes_rollback)."""

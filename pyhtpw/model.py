@@ -1,21 +1,48 @@
 """`Image`: an opened .htpw image, run by the C library on this machine."""
 
+from __future__ import annotations
+
 import os
 import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyhtpw import _native
 from pyhtpw._native import ffi, lib
 from pyhtpw.errors import ConfigError, ImageError
 from pyhtpw.flash import Flash
-from pyhtpw.image.reader import Parsed, parse
+from pyhtpw.image.bill import bill
+from pyhtpw.image.integer import IntegerModel
+from pyhtpw.image.reader import Parsed, ParsedOp, kernel_values, parse
+from pyhtpw.image.writer import save, write
 
+if TYPE_CHECKING:
+    from pyhtpw.compare import Diff
+
+Int8 = npt.NDArray[np.int8]
 SCHEDULES = {"boot": 0, "lazy": 1}  # enum htpw_schedule: kernels in SRAM
 FLASH_SCHEDULES = {"streamed": 2, "installed": 3}  # kernels in flash
+_PARTS = 8  # of a batch for each thread, so that one that is slower takes fewer
+
+
+def _new_workers() -> None:
+    """One pool for all batches of this process; its threads are started when they are first needed."""
+    global _workers
+    _workers = ThreadPoolExecutor(64, "pyhtpw")
+
+
+_new_workers()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_workers)  # threads do not survive a fork
 
 
 @dataclass(frozen=True)
@@ -42,10 +69,51 @@ class Kernel:
     bytes: int
 
 
-class Image:
-    """A validated image.
+@dataclass(frozen=True)
+class Layer:
+    """One operator of an image, as it runs.
 
-    Thread-safe: every thread that runs gets a context (arena and cache) of its own, and the C code runs without the GIL.
+    Attributes
+    ----------
+    index : int
+        Its number in the image, from 0.
+    name : str
+        Kind and number, since an image stores no names.
+    kind : str
+        conv, depthwise, conv1x1, fc, add, avgpool, maxpool, table, mul or attend.
+    reads : tuple of int
+        Numbers of the tensors that it reads: 0 is the input, n is what operator n - 1 writes.
+    output_shape : (int, int, int)
+        (H, W, C) of what it writes.
+    kernel_shape : tuple of int
+        Of its int8 kernel, row-major; () without one.
+    source : str or None
+        stored8, stored4, stored2 or the kind of head that makes the kernel; None without one.
+    is_generated, is_cached : bool
+        Whether a head makes the kernel; whether it is made or unpacked once and kept in memory.
+    bytes : int
+        Of the image, that are this operator's alone.
+    macs : int
+        Multiply-accumulates of one inference, padding counted.
+    """
+
+    index: int
+    name: str
+    kind: str
+    reads: tuple[int, ...]
+    output_shape: tuple[int, int, int]
+    kernel_shape: tuple[int, ...]
+    source: str | None
+    is_generated: bool
+    is_cached: bool
+    bytes: int
+    macs: int
+
+
+class Image:
+    """A validated image: what a device boots from, opened by the C library that the device runs.
+
+    Thread-safe: every run borrows a context (arena and cache) that no other run has, and the C code runs without the GIL.
 
     Parameters
     ----------
@@ -56,10 +124,22 @@ class Image:
     codes : bytes, optional
         A code pack to apply (docs/SPEC.md section 10).
 
+    Attributes
+    ----------
+    data : bytes
+        The image.
+    parsed : Parsed
+        The image taken apart (`pyhtpw.image.parse`).
+
     Raises
     ------
     ImageError
         Of the subclass that belongs to the C library's error code.
+
+    Examples
+    --------
+    >>> image = Image.open("model.htpw")                               # doctest: +SKIP
+    >>> logits = image.run_batch(image.quantise(windows), threads=2)   # doctest: +SKIP
     """
 
     def __init__(self, data: bytes, name: str = "image", codes: bytes | None = None) -> None:
@@ -76,21 +156,69 @@ class Image:
             self._codes[: len(codes)] = np.frombuffer(codes, np.uint8)
             pack = ffi.cast("void *", self._codes.ctypes.data)
             _native.check(lib.htpw_codes_apply(self._model, pack, len(codes)), f"{name}: code pack")
-        self._plans: dict[int, Plan] = {}
-        self.plan = self.plan_for()
         self.parsed: Parsed = parse(self.data, name)
-        self._local = threading.local()
+        self._input_bytes, self._output_bytes = int(self._model.input_bytes), int(self._model.output_bytes)
+        self._plans: dict[int, Plan] = {}
+        self._forget_contexts()
+        self._flash: Flash | None = None  # a code pack in its slots is read in place
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> "Image":
+    def open(cls, path: str | os.PathLike[str], codes: bytes | None = None) -> Image:
         """Reads and validates a file. Raises ImageError if it is unreadable or not a valid image."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
             raise ImageError(f"{path}: cannot read the image: {error.strerror}") from error
-        return cls(data, str(path))
+        return cls(data, str(path), codes)
 
-    def plan_for(self, backend: str | None = None) -> Plan:
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "image", codes: bytes | None = None) -> Image:
+        """Validates an image in memory. Raises ImageError if it is none; `name` is what its message begins with."""
+        return cls(data, name, codes)
+
+    def __repr__(self) -> str:
+        return f"<pyhtpw.Image {self.name!r}: {len(self.data):,} bytes, {len(self.parsed.ops)} layers, input {self.input_shape}>"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a window."""
+        return self.parsed.input.h, self.parsed.input.w, self.parsed.input.c
+
+    @property
+    def classes(self) -> int:
+        """Logits of a window."""
+        return self._output_bytes
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The operators, in the order in which they run."""
+        return tuple(
+            Layer(op.index, op.name, op.kind, tuple(op.reads), (op.out.h, op.out.w, op.out.c), tuple(op.weight_shape),
+                  op.source, op.generated, op.cached, sum(op.bytes.values()), op.macs)
+            for op in self.parsed.ops
+        )  # fmt: skip
+
+    def layer(self, which: int | str | Layer) -> Layer:
+        """The layer of an index, a name or of itself. Raises ConfigError if there is none."""
+        layers = self.layers
+        if isinstance(which, Layer):
+            which = which.index
+        for found in layers:
+            if which in (found.index, found.name):
+                return found
+        raise ConfigError(f"{self.name}: no layer {which!r}: use 0 to {len(layers) - 1} or one of {', '.join(x.name for x in layers)}")
+
+    def bill(self, backend: str | None = None) -> dict[str, Any]:
+        """What every byte of the file is for, beside what the same kernels cost stored: `pyhtpw.image.bill`.
+
+        With a backend, "sram" says what it needs of memory, bytes, beside the published claim.
+        """
+        if backend is None:
+            return bill(self.parsed)
+        plan = self.plan(backend)
+        return bill(self.parsed, {"backend": backend, "arena": plan.arena, "cache": plan.cache})
+
+    def plan(self, backend: str | None = None) -> Plan:
         """Memory needs with a backend, which need not be one of this machine: "armv7em_dsp" plans for a Cortex-M4."""
         number = _native.backend_id(backend)
         if number in self._plans:
@@ -110,7 +238,7 @@ class Image:
     @property
     def codes_number(self) -> int:
         """Number of the applied code pack, 0 if none is."""
-        return self._model.pack_number
+        return int(self._model.pack_number)
 
     @property
     def cached(self) -> list[Kernel]:
@@ -121,56 +249,171 @@ class Image:
             out.append(Kernel(info.op, info.bytes))
         return out
 
-    def bind(self, schedule: str = "boot", backend: str | None = None) -> "Context":
+    def bind(self, schedule: str = "boot", backend: str | None = None) -> Context:
         """A context with memory of its own. `schedule` is "boot" or "lazy", `backend` a name or None for the best here."""
         return Context(self, schedule, backend)
 
-    def bind_flash(self, flash: Flash, schedule: str = "streamed", backend: str | None = None) -> "Context":
+    def bind_flash(self, flash: Flash, schedule: str = "streamed", backend: str | None = None) -> Context:
         """A context whose kernels are in `flash`: "streamed" writes what is not there, "installed" only verifies.
 
         Raises the ImageError of htpw_bind_flash: no room, a failing flash, or (installed) a store that is not right.
         """
         return Context(self, schedule, backend, flash)
 
-    def _context(self, backend: str | None) -> "Context":
-        contexts = self._local.__dict__.setdefault("contexts", {})
-        if backend not in contexts:
-            contexts[backend] = self.bind(backend=backend)
-        return contexts[backend]
+    def _forget_contexts(self) -> None:
+        """The next run binds anew."""
+        self._idle: dict[int, deque[Context]] = {number: deque() for number in (_native.BEST, *_native.BACKENDS.values())}
 
-    def kernels(self, backend: str | None = None) -> dict[int, np.ndarray]:
+    @contextmanager
+    def _context(self, backend: str | None) -> Iterator[Context]:
+        """A context that nobody else uses, made when all others are in use."""
+        idle = self._idle[_native.backend_id(backend)]
+        try:
+            context = idle.pop()
+        except IndexError:
+            context = self.bind(backend=backend)
+        try:
+            yield context
+        finally:
+            idle.append(context)
+
+    def kernels(self, backend: str | None = None) -> dict[int, Int8]:
         """Operator index -> int8 bytes (row-major) of every cached kernel, synthesised by the C library."""
         return self.bind(backend=backend).kernels()
 
-    def quantise(self, windows: np.ndarray) -> np.ndarray:
+    def synthesise(self, layer: int | str | Layer, backend: str | None = None) -> Int8:
+        """The kernel of one layer as it runs: generated or unpacked by the C library, or as it is stored.
+
+        Parameters
+        ----------
+        layer : int, str or Layer
+            Index, name, or one of `layers`.
+        backend : str, optional
+            Whose kernels make it; the bytes do not depend on it.
+
+        Returns
+        -------
+        int8 ndarray of the layer's `kernel_shape`
+
+        Raises
+        ------
+        ConfigError
+            If there is no such layer, or it has no kernel.
+        """
+        found = self.layer(layer)
+        if not found.kernel_shape:
+            raise ConfigError(f"{self.name}: layer {found.name} has no kernel: it is of kind {found.kind}")
+        if not found.is_cached:
+            return kernel_values(self.parsed, self.parsed.ops[found.index])
+        number = next(i for i, kernel in enumerate(self.cached) if kernel.op == found.index)
+        return self.bind("lazy", backend).kernel(number).reshape(found.kernel_shape)
+
+    def quantise(self, windows: npt.ArrayLike) -> Int8:
         """Real windows (N, H*W*C in any shape) to the input's int8, `clip(rint(x / scale) + zp)` in binary32."""
         info, op = self.parsed.info, self.parsed.input
         if info is None:
             raise ImageError(f"{self.name}: has no INFO section, so the scale of its input is unknown: pass int8 windows")
-        q = np.rint(np.asarray(windows, np.float32) / np.float32(info.input_scale)) + np.float32(op.zero_point)
-        return np.clip(q, -128, 127).astype(np.int8).reshape(len(windows), op.h, op.w, op.c)
+        x = np.asarray(windows, np.float32)
+        q = np.rint(x / np.float32(info.input_scale)) + np.float32(op.zero_point)
+        return np.clip(q, -128, 127).astype(np.int8).reshape(len(x), op.h, op.w, op.c)
 
-    def run(self, window: np.ndarray, backend: str | None = None) -> np.ndarray:
+    def run(self, window: npt.ArrayLike, backend: str | None = None) -> Int8:
         """Logits (classes,) int8 of one int8 window of shape (H, W, C) or any shape of as many elements."""
-        return self._context(backend).run(window)
+        with self._context(backend) as context:
+            return context.run(window)
 
-    def run_batch(self, windows: np.ndarray, threads: int = 1, backend: str | None = None) -> np.ndarray:
-        """Logits (N, classes) int8 of int8 windows (N, ...), on `threads` threads (order and bytes don't depend on it)."""
+    def run_batch(self, windows: npt.ArrayLike, threads: int = 1, backend: str | None = None) -> Int8:
+        """Logits of many windows.
+
+        Parameters
+        ----------
+        windows : int8 (N, ...)
+            N windows of (H, W, C) or any shape of as many elements; N may be 0.
+        threads : int
+            Threads that run them, at least 1. Order and bytes do not depend on it.
+        backend : str, optional
+            Name of a backend; None is the best here.
+
+        Returns
+        -------
+        int8 ndarray (N, classes)
+
+        Raises
+        ------
+        ConfigError
+            If `threads` is less than 1.
+        ImageError
+            If the windows are not int8 or of another size.
+        """
         if threads < 1:
             raise ConfigError(f"threads is {threads}: it must be at least 1")
-        windows = np.ascontiguousarray(windows)
+        x = self._windows(windows)
+        out = np.empty((len(x), self.classes), np.int8)
         if threads == 1:
-            return self._run_part(windows, backend)
-        with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(self._run_part, np.array_split(windows, threads), [backend] * threads)
-            return np.concatenate(list(parts))
+            with self._context(backend) as context:
+                context._run_many(x, out)
+            return out
+        size = max(1, -(-len(x) // (threads * _PARTS)))
+        parts = deque(range(0, len(x), size))
 
-    def _run_part(self, windows: np.ndarray, backend: str | None) -> np.ndarray:
-        context = self._context(backend)
-        out = np.empty((len(windows), self.plan.output), np.int8)
-        for i, window in enumerate(windows):
-            context.run(window, out[i])
+        def work() -> None:
+            with self._context(backend) as context:
+                while True:
+                    try:
+                        first = parts.popleft()
+                    except IndexError:
+                        return
+                    context._run_many(x[first : first + size], out[first : first + size])
+
+        others = [_workers.submit(work) for _ in range(min(threads, len(parts)) - 1)]
+        try:
+            work()
+        finally:
+            for other in others:
+                other.result()
         return out
+
+    def _windows(self, windows: npt.ArrayLike) -> Int8:
+        """Checked windows as (N, samples), C-contiguous."""
+        x = np.ascontiguousarray(windows)
+        if x.dtype != np.int8:
+            raise ImageError(f"{self.name}: windows must be int8, not {x.dtype}: use Image.quantise first")
+        if x.ndim < 2 or x.size != len(x) * self._input_bytes:
+            raise ImageError(
+                f"{self.name}: windows have shape {x.shape}, which is not (N, ...) of {self._input_bytes} samples each, "
+                f"(N, {', '.join(map(str, self.input_shape))})"
+            )
+        return x.reshape(len(x), self._input_bytes)
+
+    def diff(self, other: Image, windows: npt.ArrayLike | None = None) -> Diff:
+        """How another image differs: its structure, its kernels and, on windows, the first tensor that is not the same.
+
+        `windows` is int8 (N, ...); None compares no tensors. See `pyhtpw.compare.diff`.
+        """
+        from pyhtpw.compare import diff
+
+        return diff(self, other, None if windows is None else self._windows(windows))
+
+
+def pack(model: IntegerModel, path: str | os.PathLike[str] | None = None) -> Image:
+    """Writes an integer model as an image, after the C library has opened it.
+
+    Parameters
+    ----------
+    model : IntegerModel
+        What `pyhtpw.quant` makes, or `pyhtpw.image.read_model` of an image.
+    path : path, optional
+        File to write, all at once; None writes none.
+
+    Raises
+    ------
+    QuantiseError, ImageError
+        If the model cannot be expressed in the format.
+    """
+    image = Image(write(model), "image" if path is None else str(path))
+    if path is not None:
+        save(image.data, Path(path))
+    return image
 
 
 class Context:
@@ -186,7 +429,7 @@ class Context:
         known = SCHEDULES if flash is None else FLASH_SCHEDULES
         if schedule not in known:
             raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(known)}")
-        self.image, self.plan, self.flash = image, image.plan_for(backend), flash
+        self.image, self.plan, self.flash = image, image.plan(backend), flash
         self._context = ffi.new("struct htpw_context *")
         common = self._context, image._model, _native.backend_id(backend)
         arena = self.plan.arena if flash is None else getattr(self.plan, f"{schedule}_arena")
@@ -201,12 +444,12 @@ class Context:
             code = lib.htpw_bind_flash(*common, *memory, flash.c, known[schedule])
         _native.check(code, f"{image.name}: backend {backend or 'best'}")
 
-    def synthesise(self, layer: int) -> np.ndarray:
+    def synthesise(self, layer: int) -> Int8:
         """Synthesises cached kernel `layer` again and returns its row-major int8 bytes."""
         _native.check(lib.htpw_synth_layer(self._context, layer), f"{self.image.name}: cached kernel {layer}")
         return self.kernel(layer)
 
-    def kernel(self, layer: int) -> np.ndarray:
+    def kernel(self, layer: int) -> Int8:
         """Row-major int8 bytes of cached kernel `layer`, out of the cache (synthesised first if it is not there)."""
         what = f"{self.image.name}: cached kernel {layer}"
         info = ffi.new("struct htpw_kernel_info *")
@@ -215,22 +458,23 @@ class Context:
         _native.check(lib.htpw_kernel_read(self._context, layer, _native.int8_pointer(out), out.size), what)
         return out
 
-    def kernels(self) -> dict[int, np.ndarray]:
+    def kernels(self) -> dict[int, Int8]:
         """Operator index -> row-major int8 bytes of every cached kernel."""
         return {k.op: self.kernel(layer) for layer, k in enumerate(self.image.cached)}
 
-    def run(self, window: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def run(self, window: npt.ArrayLike, out: Int8 | None = None) -> Int8:
         """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong."""
-        window = np.ascontiguousarray(window)
-        if window.dtype != np.int8:
-            raise ImageError(f"{self.image.name}: windows must be int8, not {window.dtype}: use Image.quantise first")
-        if window.size != self.image.plan.input:
-            raise ImageError(
-                f"{self.image.name}: a window has {window.size} samples, the network takes {self.image.plan.input}"
-            )
-        out = np.empty(self.image.plan.output, np.int8) if out is None else out
-        code = lib.htpw_run(
-            self._context, _native.int8_pointer(window), window.size, _native.int8_pointer(out), out.size
-        )
+        x = np.ascontiguousarray(window)
+        if x.dtype != np.int8:
+            raise ImageError(f"{self.image.name}: windows must be int8, not {x.dtype}: use Image.quantise first")
+        if x.size != self.plan.input:
+            raise ImageError(f"{self.image.name}: a window has {x.size} samples, the network takes {self.plan.input}")
+        out = np.empty(self.plan.output, np.int8) if out is None else out
+        code = lib.htpw_run(self._context, _native.int8_pointer(x), x.size, _native.int8_pointer(out), out.size)
         _native.check(code, self.image.name)
         return out
+
+    def _run_many(self, x: Int8, out: Int8) -> None:
+        """Windows (N, samples) one after another, without coming back to Python in between."""
+        memory = _native.int8_pointer(x), self.plan.input, _native.int8_pointer(out), self.plan.output
+        _native.check(lib.pyhtpw_run_many(self._context, len(x), *memory), self.image.name)

@@ -320,7 +320,7 @@ def demo(
         },
         "image": MODEL,
         **account,
-        "plan": vars(image.plan_for(TARGET_BACKEND)),
+        "plan": vars(image.plan(TARGET_BACKEND)),
         "bytes_compared": verification.compared,
         "bytes_differ": verification.differ,
         "pairs": [p.to_dict() for p in verification.pairs],

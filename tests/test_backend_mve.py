@@ -205,7 +205,7 @@ def test_reads_nothing_behind_its_arguments(elf, table, channels):
 def test_networks_equal_the_host(elf, table, model, seed):
     """Open, plan, bind and run an image on the board, in memory of exactly the planned size."""
     host, windows = Image(write(model)), random_images.inputs(model, 2, seed)
-    plan, batch = host.plan_for(NAME), qemu.Batch(elf)
+    plan, batch = host.plan(NAME), qemu.Batch(elf)
     image = batch.buffer(host.data, "image", align=4)
     opened, context, words = batch.buffer(2048, "model"), batch.buffer(512, "context"), batch.buffer(24, "plan", align=4)
     arena, cache = (batch.buffer(size, name, shift=4) for size, name in ((plan.arena, "arena"), (plan.cache, "cache")))

@@ -94,7 +94,7 @@ def test_a_flash_without_one_of_its_parts_is_refused(flash, field, value):
     image = Image(write(random_images.example()))
     broken = ffi.new("struct htpw_flash *", flash.c[0])
     setattr(broken, field, getattr(broken, field) + value if field in ("base", "page") and value else value)
-    arena = _native.aligned(image.plan.streamed_arena)
+    arena = _native.aligned(image.plan().streamed_arena)
     at = ffi.cast("void *", arena.ctypes.data)
     context = ffi.new("struct htpw_context *")
     assert lib.htpw_bind_flash(context, image._model, 1, at, arena.size, broken, 2) == -20

@@ -45,7 +45,7 @@ def pack_of(seed: int, number: int) -> bytes:
 
 
 PACKS = {n: pack_of(n, n) for n in (1, 2, 3)}
-WINDOW = random_images.values(np.random.default_rng(5), Image(BASE).plan.input).astype(np.int8)
+WINDOW = random_images.values(np.random.default_rng(5), Image(BASE).plan().input).astype(np.int8)
 EXPECTED = {0: Image(BASE).run(WINDOW)} | {n: Image(apply_pack(BASE, p)).run(WINDOW) for n, p in PACKS.items()}
 
 
@@ -288,7 +288,7 @@ def test_self_test_memory_holds_for_every_target():
     image = Image(BASE)
     kernel = max(k.bytes for k in image.cached)
     for backend in _native.BACKENDS:
-        plan = image.plan_for(backend)
+        plan = image.plan(backend)
         assert plan.arena + plan.cache + kernel <= 8192, backend
 
 

@@ -134,7 +134,7 @@ def image() -> bytes:
 @pytest.fixture(scope="module")
 def windows(image) -> np.ndarray:
     """Int8 windows for it, extremes among them."""
-    size = Image(image).plan.input
+    size = Image(image).plan().input
     noise = np.random.default_rng(2).integers(-128, 128, (5, size)).astype(np.int8)
     return np.concatenate([noise, np.full((1, size), -128, np.int8), np.full((1, size), 127, np.int8)])
 
@@ -338,7 +338,7 @@ def test_kernels_and_logits_equal_the_host(make, image, windows, cpu, compiler, 
     expected = host.run_batch(windows)
     assert len(np.unique(expected)) > 5, "the test image says nothing"
     with make(cpu, compiler).open(image, "tiny", schedule) as target:
-        assert target.plan == host.plan_for(target.backend)
+        assert target.plan == host.plan(target.backend)
         assert target.cached == host.cached
         assert target.run_batch(windows).tobytes() == expected.tobytes()
         kernels = host.kernels()
@@ -354,7 +354,7 @@ def test_kernels_and_logits_equal_the_host(make, image, windows, cpu, compiler, 
 def test_any_network_equals_the_host(make, model, seed, cpu):
     host, windows = Image(write(model)), random_images.inputs(model, 2, seed)
     with make(cpu).open(host.data, count=False) as target:
-        assert target.plan == host.plan_for(target.backend) and target.cached == host.cached
+        assert target.plan == host.plan(target.backend) and target.cached == host.cached
         assert target.run_batch(windows).tobytes() == host.run_batch(windows).tobytes()
         kernels = target.kernels()
         assert all(kernels[op].tobytes() == kernel.tobytes() for op, kernel in host.kernels().items())

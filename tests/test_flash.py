@@ -20,7 +20,7 @@ PAGE, ERASE = 64, 256
 def flash_for(image: Image, page: int = PAGE, erase: int = ERASE, backend: str | None = None) -> Flash:
     """A flash just large enough for the image's kernels."""
     probe = Flash(erase, page, erase)
-    plan = image.plan_for(backend)
+    plan = image.plan(backend)
     c_plan = _native.ffi.new("struct htpw_plan *", {"cache_bytes": plan.cache})
     return Flash(lib.htpw_flash_bytes(c_plan, probe.c), page, erase)
 
@@ -32,7 +32,7 @@ def image() -> Image:
 
 @pytest.fixture(scope="module")
 def window(image) -> np.ndarray:
-    return random_images.values(np.random.default_rng(1), image.plan.input).astype(np.int8)
+    return random_images.values(np.random.default_rng(1), image.plan().input).astype(np.int8)
 
 
 def poison(image: Image) -> None:
@@ -84,7 +84,7 @@ def test_a_cut_at_every_operation(image, window):
             flash.power(again)
             try:  # a cut behind the last byte of the record leaves a store that is right
                 assert np.array_equal(image.bind_flash(flash, "installed").run(window), expected)
-                used = 32, -(-32 // PAGE) * PAGE, image.plan.cache
+                used = 32, -(-32 // PAGE) * PAGE, image.plan().cache
                 assert np.array_equal(flash.memory[: used[0]], right.memory[: used[0]])
                 assert np.array_equal(flash.memory[used[1] : used[1] + used[2]], right.memory[used[1] : used[1] + used[2]])
             except ImageError as error:
@@ -125,7 +125,7 @@ def test_installed_reads_no_generator_byte(image, window):
     mine.bind_flash(flash)
     poison(mine)
     assert np.array_equal(mine.bind_flash(flash, "installed").run(window), expected)
-    plan = mine.plan
+    plan = mine.plan()
     assert plan.installed_arena <= plan.arena and plan.installed_arena <= plan.streamed_arena
 
 
@@ -134,7 +134,7 @@ def test_every_damaged_byte_is_noticed(image, window):
     flash = flash_for(image)
     image.bind_flash(flash)
     whole = flash.memory.copy()
-    used = -(-32 // PAGE) * PAGE + image.plan.cache
+    used = -(-32 // PAGE) * PAGE + image.plan().cache
     rng = np.random.default_rng(0)
     for at in [*range(32), *range(PAGE, used, 7)]:
         flash.memory[:] = whole
@@ -173,7 +173,7 @@ def test_misuse_is_refused(image):
     small = Flash(flash.memory.size - ERASE, PAGE, ERASE)
     with pytest.raises(ImageError, match="too small"):
         image.bind_flash(small)
-    plan, ffi = image.plan, _native.ffi
+    plan, ffi = image.plan(), _native.ffi
     context = ffi.new("struct htpw_context *")
     arena = _native.aligned(plan.streamed_arena)
     at = ffi.cast("uint8_t *", arena.ctypes.data)

@@ -95,7 +95,7 @@ def test_streamed_through_a_power_cut_equals_the_host(core, model, cut, seed, cp
     host = Image(data)
     x = random_images.inputs(model, 1, seed)[0]
     expected = host.run(x)
-    cache = host.plan_for("armv7em_dsp").cache + host.plan_for("thumb").cache
+    cache = host.plan("armv7em_dsp").cache + host.plan("thumb").cache
     device = Device(core(cpu), data, -(-(PAGE + cache) // ERASE) * ERASE)
     try:
         device.reset(cut)

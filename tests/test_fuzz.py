@@ -63,14 +63,14 @@ def test_what_was_found_once_under_sanitizers(path):
 def every_schedule(data: bytes, control: bytes) -> None:
     """As fuzz_image.c: all schedules and backends give the same logits, from a flash that holds anything, with a power cut."""
     image = Image(data)
-    x = np.random.default_rng(control[6]).integers(-128, 128, image.plan.input).astype(np.int8)
+    x = np.random.default_rng(control[6]).integers(-128, 128, image.plan().input).astype(np.int8)
     page = 4 << (control[3] & 7)
     erase = page * (1 + (control[3] >> 3 & 7))
     expected = image.bind("boot", "portable").run(x).tolist()
     for backend in _native.available_backends():
         for schedule in ("boot", "lazy"):
             assert image.bind(schedule, backend).run(x).tolist() == expected
-        room = 2 * page + 32 + image.plan_for(backend).cache
+        room = 2 * page + 32 + image.plan(backend).cache
         flash = Flash(room + -room % erase, page, erase)
         if control[4] & 1:
             flash.memory[:] = np.random.default_rng(0).integers(0, 256, flash.memory.size)

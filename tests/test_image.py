@@ -40,7 +40,7 @@ def test_example_is_alive(image_bytes):
         op = image.parsed.ops[i]
         bits = op.stored_bits or (4 if op.narrow else 8)
         assert len(np.unique(kernel)) > {8: 20, 4: 10, 2: 3}[bits], op.name
-    x = random_images.values(np.random.default_rng(0), (50, image.plan.input)).astype(np.int8)
+    x = random_images.values(np.random.default_rng(0), (50, image.plan().input)).astype(np.int8)
     assert (np.ptp(image.run_batch(x).astype(int), axis=0) > 10).all()
 
 
@@ -60,7 +60,7 @@ def test_numpy_and_c_agree(model, seed):
 def test_schedules_agree_and_memory_is_respected(model, seed, backend):
     """Boot, lazy and single-layer synthesis give the same bytes, in buffers of exactly the planned size, on every backend."""
     image = Image(write(model))
-    plan = image.plan_for(backend)
+    plan = image.plan(backend)
     x = random_images.inputs(model, 1, seed)[0]
     kernels = image.kernels("portable")
     guard = 64
@@ -134,7 +134,7 @@ def test_after_boot_no_generator_byte_is_read(image_bytes):
     """Poisoning generators, heads and codes after synthesis changes nothing; with lazy synthesis other codes do."""
     for schedule, tags in (("boot", ("GENR", "HEAD", "CODE")), ("lazy", ("CODE",))):
         image = Image(image_bytes)
-        x = random_images.values(np.random.default_rng(3), image.plan.input).astype(np.int8)
+        x = random_images.values(np.random.default_rng(3), image.plan().input).astype(np.int8)
         before, kernels = image.run(x), image.kernels()
         context = image.bind(schedule)
         for tag in tags:
@@ -244,13 +244,13 @@ def test_at_most_64_kernels_are_cached(count, valid):
 def test_misuse_is_refused(image_bytes):
     image = Image(image_bytes)
     with pytest.raises(ImageError, match="must be int8"):
-        image.run(np.zeros(image.plan.input, np.float32))
+        image.run(np.zeros(image.plan().input, np.float32))
     with pytest.raises(ImageError, match="samples"):
-        image.run(np.zeros(image.plan.input + 1, np.int8))
+        image.run(np.zeros(image.plan().input + 1, np.int8))
     context = ffi.new("struct htpw_context *")
-    memory = _native.aligned(image.plan.arena + image.plan.cache + 32)
+    memory = _native.aligned(image.plan().arena + image.plan().cache + 32)
     at = ffi.cast("uint8_t *", memory.ctypes.data)
-    arena, cache = image.plan.arena, image.plan.cache
+    arena, cache = image.plan().arena, image.plan().cache
     codes = {
         "ARENA": (0, at, arena - 1, at + arena, cache, 0),
         "CACHE": (0, at, arena, at + arena, cache - 1, 0),
@@ -267,7 +267,7 @@ def test_misuse_is_refused(image_bytes):
 
 def test_batches_do_not_depend_on_threads(image_bytes):
     image = Image(image_bytes)
-    x = random_images.values(np.random.default_rng(0), (33, image.plan.input)).astype(np.int8)
+    x = random_images.values(np.random.default_rng(0), (33, image.plan().input)).astype(np.int8)
     assert np.array_equal(image.run_batch(x), image.run_batch(x, threads=3))
 
 

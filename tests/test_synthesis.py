@@ -169,7 +169,7 @@ def assert_mve(m55: toolchain.Elf, group: list[IntegerModel]) -> None:
     number = tables(m55)["armv81m_mve"].id
     for model in group:
         host = Image(write(model))
-        plan = host.plan_for("armv81m_mve")
+        plan = host.plan("armv81m_mve")
         opened, context = batch.buffer(4096, "model"), batch.buffer(512, "context")
         arena, cache = (batch.buffer(size, name, shift=4) for size, name in ((plan.arena, "arena"), (plan.cache, "cache")))
         batch.call("htpw_model_open", opened, batch.buffer(host.data, "image", align=4), len(host.data))

@@ -123,13 +123,13 @@ def pack(
     if as_json:
         from pyhtpw._native import BACKENDS
 
-        plans = {name: vars(image.plan_for(name)) for name in BACKENDS}
+        plans = {name: vars(image.plan(name)) for name in BACKENDS}
         emit({"image": str(output), "plans": plans, **chosen, **account})
         return
     for name, spec in chosen.get("heads", {}).items():
         error = chosen["kernel_errors"].get(name)
         print(f"{name:>12}  {spec}" + (f"  (kernel error {error:.3f})" if error is not None else ""))
-    plan = image.plan_for(pipeline.TARGET_BACKEND)
+    plan = image.plan(pipeline.TARGET_BACKEND)
     print(f"{output}: {len(image.data):,} bytes; SRAM on a Cortex-M4: arena {plan.arena:,}, cache {plan.cache:,} bytes")
     if chosen:
         kind = " (synthetic data)" if chosen["synthetic"] else ""
@@ -156,7 +156,7 @@ def bill(
     from pyhtpw.report.bill import TARGET_BACKEND, write_plot
 
     opened = Image.open(image)
-    plan = opened.plan_for(TARGET_BACKEND)
+    plan = opened.plan(TARGET_BACKEND)
     figures = account(opened.parsed, {"backend": TARGET_BACKEND, "arena": plan.arena, "cache": plan.cache})
     if plot is not None:
         write_plot(figures, plot)

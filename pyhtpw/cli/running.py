@@ -22,7 +22,7 @@ def _windows(image, source: Path | None, n: int, seed: int):
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a .npy array"
         raise ConfigError(f"{source}: cannot read windows ({reason}): save them with numpy.save") from error
-    size = image.plan.input
+    size = image.plan().input
     if x.size == size:
         x = x.reshape(1, -1)
     if x.ndim < 2 or x[0].size != size or not len(x):

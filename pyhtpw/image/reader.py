@@ -399,11 +399,16 @@ def table_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:
     return np.frombuffer(_part(parsed, op, "WGHT"), np.int8)
 
 
+def kernel_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:
+    """The kernel of an operator that stores it, int8 of `op.weight_shape`."""
+    values = unpack_bits(_part(parsed, op, "WGHT"), op.weights, op.stored_bits, dtype=np.int8)
+    return values.reshape(op.weight_shape)
+
+
 def _weights(parsed: Parsed, op: ParsedOp) -> Stored | Generated:
     if op.generated:
         return Generated(code_values(parsed, op), op.weight_shape, op.head, op.code_bits, op.narrow)
-    values = unpack_bits(_part(parsed, op, "WGHT"), op.weights, op.stored_bits, dtype=np.int8)
-    return Stored(values.reshape(op.weight_shape), op.stored_bits, op.narrow)
+    return Stored(kernel_values(parsed, op), op.stored_bits, op.narrow)
 
 
 def read_model(data: bytes, name: str = "image") -> IntegerModel:
