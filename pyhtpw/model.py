@@ -314,6 +314,8 @@ class Image:
         if info is None:
             raise ImageError(f"{self.name}: has no INFO section, so the scale of its input is unknown: pass int8 windows")
         x = np.asarray(windows, np.float32)
+        if x.ndim < 2 or x.size != len(x) * self._input_bytes:
+            raise ImageError(f"{self.name}: windows have shape {x.shape}, the network takes (N, {', '.join(map(str, self.input_shape))})")
         q = np.rint(x / np.float32(info.input_scale)) + np.float32(op.zero_point)
         return np.clip(q, -128, 127).astype(np.int8).reshape(len(x), op.h, op.w, op.c)
 

@@ -44,11 +44,23 @@ def test_every_public_function_is_bound_and_documented():
 
 
 def test_versions_agree():
+    """Package and library are one number, each written once: in pyhtpw/__init__.py and htpw.h; what else says it reads it there."""
     import pyhtpw
     from pyhtpw import _native
+    from pyhtpw.image.writer import FORMAT_VERSION
 
-    project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
-    assert pyhtpw.__version__ == project == _native.version()
+    cited = re.search(r"^version: (.+)", (ROOT / "CITATION.cff").read_text(), re.M)[1]
+    assert pyhtpw.__version__ == _native.version() == cited
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pyhtpw.__version__)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'version = { attr = "pyhtpw.__version__" }' in project and not re.search(r'^version = "', project, re.M)
+    header = (ROOT / "csrc/htpw.h").read_text()
+    format_version = int(re.search(r"^#define HTPW_FORMAT_VERSION (\d+)", header, re.M)[1])
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## (\S+).*, image format (\d+)", changes, re.M)
+    assert (newest[1], int(newest[2])) == (pyhtpw.__version__, format_version)
+    assert FORMAT_VERSION == format_version
+    assert _native.version() not in (ROOT / "CMakeLists.txt").read_text()
 
 
 def test_errors_have_exceptions():

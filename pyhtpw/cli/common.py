@@ -13,6 +13,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Neural networks whose weights are generated at boot, equal to the bit on every machine.",
+    epilog="Exit status: 0 done; 1 tellings or images differ (verify, demo, trace, diff); 2 bad input, or something that is not installed: "
+    "one line on stderr says what to do; 130 stopped by Ctrl-C (--resume goes on to the same bytes). NO_COLOR is respected; with "
+    "--json stdout carries one JSON object.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

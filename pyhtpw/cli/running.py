@@ -9,7 +9,7 @@ from pyhtpw.cli.common import Compiler, Json, Seed, app, emit, say
 from pyhtpw.errors import ConfigError
 
 
-def _windows(image, source: Path | None, n: int, seed: int):
+def read_windows(image, source: Path | None, n: int, seed: int):
     """int8 windows of a .npy file (int8 as they are, floats quantised), or seeded ones."""
     import numpy as np
 
@@ -56,7 +56,7 @@ def verify(
     from pyhtpw.model import Image
 
     opened = Image.open(image)
-    x = _windows(opened, source, windows, seed)
+    x = read_windows(opened, source, windows, seed)
     result = pipeline.verify_stage(opened, x, x86=windows, target=target_windows, compiler=compiler)
     if as_json:
         emit({
@@ -89,7 +89,7 @@ def run(
 
     opened = Image.open(image)
     info = opened.parsed.info
-    logits = opened.run_batch(_windows(opened, source, n, seed))
+    logits = opened.run_batch(read_windows(opened, source, n, seed))
     rows = [{"window": i, "logits": [int(v) for v in row]} for i, row in enumerate(logits)]
     if info is not None:
         p = probabilities(logits, info.logit_scale)

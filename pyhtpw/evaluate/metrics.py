@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ..errors import DataError
 
@@ -172,6 +171,8 @@ def roc_auc(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None = None) -> 
     """
     y, p = _binary(y, p, mask)
     positives, negatives = _both(y, "ROC-AUC")
+    from scipy.stats import rankdata  # here, so that probabilities need no SciPy
+
     ranks = rankdata(p)[y == 1].sum()
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 

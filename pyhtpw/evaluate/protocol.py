@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import median_filter as _sliding_median
 
 from ..data.dataset import Split
 from ..errors import ConfigError, DataError
@@ -90,10 +89,12 @@ def median_filter(p: np.ndarray, group: np.ndarray, position: np.ndarray, width:
                         "per window")
     out = p.copy()
     if width > 1:
+        from scipy.ndimage import median_filter  # here, so that probabilities need no SciPy
+
         for name in np.unique(group):
             member = np.flatnonzero(group == name)
             member = member[np.argsort(position[member], kind="stable")]
-            out[member] = _sliding_median(p[member], size=int(width), mode="nearest")
+            out[member] = median_filter(p[member], size=int(width), mode="nearest")
     return out
 
 

@@ -1,16 +1,41 @@
 """`TargetModel`: an image, run by the library as it was compiled for Cortex-M."""
 
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyhtpw._native import backend_id, check
-from pyhtpw.errors import ConfigError, ImageError
+from pyhtpw._native import backend_id, check, ffi
+from pyhtpw.errors import ConfigError, ImageError, ToolError
+from pyhtpw.image.reader import parse
 from pyhtpw.model import SCHEDULES, Kernel, Plan
 
 if TYPE_CHECKING:
     from pyhtpw.target.emulator import Emulator
+
+
+def _offsets_on_target() -> tuple[dict[str, int], int]:
+    """Where the fields of struct htpw_model lie on a 32-bit core (pointers of 4 bytes, everything at its own alignment), and
+    its size."""
+
+    def measure(kind) -> tuple[int, int, dict[str, int]]:
+        if kind.kind == "pointer":
+            return 4, 4, {}
+        if kind.kind == "array":
+            size, align, _ = measure(kind.item)
+            return size * kind.length, align, {}
+        if kind.kind != "struct":
+            return ffi.sizeof(kind), ffi.sizeof(kind), {}
+        at, largest, places = 0, 1, {}
+        for name, field in kind.fields:
+            size, align, _ = measure(field.type)
+            at += -at % align
+            places[name], at, largest = at, at + size, max(largest, align)
+        return at + -at % largest, largest, places
+
+    size, _, places = measure(ffi.typeof("struct htpw_model"))
+    return places, size
 
 
 class TargetModel:
@@ -67,6 +92,7 @@ class TargetModel:
 
     def _open(self, image: bytes) -> None:
         emulator = self.emulator
+        self._image = image
         # a C caller of an empty image has an address too, so it gets one byte that it doesn't own up to
         self.image_address = self._alloc("image", max(len(image), 1), read_only=True)
         emulator.write(self.image_address, image)
@@ -155,6 +181,34 @@ class TargetModel:
             self._run(window, False)
         self._run(window, True)
         return self.inference_instructions
+
+    def trace(self, windows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the index of every operator and what it writes, int8 (N, H, W, C), for int8 windows (N, ...).
+
+        The library runs the first operator alone, then the first two, and so on: the core's `struct htpw_model` is told, while
+        this goes on, that the image ends there. Nothing is counted.
+        """
+        offsets, size = _offsets_on_target()
+        if self.emulator.call("htpw_sizeof_model") != size:
+            raise ToolError(f"{self.name}: struct htpw_model has another layout on the core than pyhtpw thinks: a trace is impossible")
+        count, output = self._model + offsets["operator_count"], self._model + offsets["output_bytes"]
+        whole = self.emulator.read(count, 1), self.emulator.read(output, 4)
+        x = np.ascontiguousarray(windows).reshape(len(windows), -1)
+        try:
+            for op in parse(self._image, self.name).ops:
+                self.emulator.write(count, struct.pack("<B", op.index + 1))
+                self.emulator.write(output, struct.pack("<I", op.out.size))
+                address = self._alloc("output of an operator", op.out.size, 1)
+                out = np.empty((len(x), op.out.h, op.out.w, op.out.c), np.int8)
+                for i, window in enumerate(x):
+                    self.emulator.write(self._input, window.tobytes())
+                    self._call("htpw_run", self._context, self._input, self.plan.input, address, op.out.size)
+                    out[i] = np.frombuffer(self.emulator.read(address, op.out.size), np.int8).reshape(out[i].shape)
+                self.emulator.free(self._buffers.pop())
+                yield op.index, out
+        finally:
+            self.emulator.write(count, whole[0])
+            self.emulator.write(output, whole[1])
 
     def _run(self, window: np.ndarray, count: bool) -> np.ndarray:
         window = np.ascontiguousarray(window)

@@ -22,7 +22,7 @@ from pathlib import Path
 from pyhtpw.errors import ConfigError, MissingToolError, ToolError
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent if (HERE.parent / "csrc").is_dir() else HERE.parent.parent  # installed; a checkout
 CSRC = ROOT / "csrc"
 
 # Roots of a link: every function of the library, or what a firmware that runs images calls.
