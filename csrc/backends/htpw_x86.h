@@ -12,12 +12,33 @@ struct htpw_patch {
     int32_t y0, x0, in_g, ky, kx; /* in_g: channels of a group; (ky, kx): the next tap */
 };
 
-/* `row` counts output cells, (n, oy, ox) flattened. */
-static inline struct htpw_patch htpw_patch_begin(const struct htpw_window *g, int32_t group, int32_t row, const int8_t *x) {
-    const int32_t n = row / g->out_w / g->out_h, oy = row / g->out_w % g->out_h, ox = row % g->out_w;
-    const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left, in_g = g->in_c / g->groups;
+/* An output cell. Rows of a product of patches count them; a division for each row would cost more than the row. */
+struct htpw_row {
+    int32_t n, oy, ox;
+};
+
+static inline struct htpw_row htpw_row_at(const struct htpw_window *g, int32_t row) {
+    const int32_t line = row / g->out_w, n = line / g->out_h;
+    const struct htpw_row at = {n, line - n * g->out_h, row - line * g->out_w};
+    return at;
+}
+
+static inline void htpw_row_next(const struct htpw_window *g, struct htpw_row *at) {
+    if (++at->ox == g->out_w) {
+        at->ox = 0;
+        if (++at->oy == g->out_h) {
+            at->oy = 0;
+            at->n++;
+        }
+    }
+}
+
+static inline struct htpw_patch htpw_patch_begin(const struct htpw_window *g, int32_t group, struct htpw_row row,
+                                                 const int8_t *x) {
+    const int32_t y0 = row.oy * g->stride_h - g->pad_top, x0 = row.ox * g->stride_w - g->pad_left;
+    const int32_t in_g = g->in_c / g->groups;
     const struct htpw_patch p = {g,
-                                 x + htpw_cell(n, 0, 0, g->in_h, g->in_w, g->in_c) + (size_t)group * (size_t)in_g,
+                                 x + htpw_cell(row.n, 0, 0, g->in_h, g->in_w, g->in_c) + (size_t)group * (size_t)in_g,
                                  htpw_clip(y0, g->k_h, g->dil_h, g->in_h),
                                  htpw_clip(x0, g->k_w, g->dil_w, g->in_w),
                                  y0,
@@ -26,6 +47,17 @@ static inline struct htpw_patch htpw_patch_begin(const struct htpw_window *g, in
                                  0,
                                  0};
     return p;
+}
+
+/* The first of k_h stretches of k_w * in_c bytes, dil_h lines of x apart, that are all of a patch; NULL if some of it is
+ * padding, or not in one stretch. */
+static inline const int8_t *htpw_patch_inside(const struct htpw_window *g, struct htpw_row row, const int8_t *x) {
+    const int32_t y0 = row.oy * g->stride_h - g->pad_top, x0 = row.ox * g->stride_w - g->pad_left;
+    if (g->dil_w != 1 || g->groups != 1 || x0 < 0 || x0 > g->in_w - g->k_w || y0 < 0 ||
+        y0 + (g->k_h - 1) * g->dil_h >= g->in_h) {
+        return NULL;
+    }
+    return x + htpw_cell(row.n, y0, x0, g->in_h, g->in_w, g->in_c);
 }
 
 /* Length of the next stretch, 0 at the end; `from` is where it lies, or NULL for padding. */

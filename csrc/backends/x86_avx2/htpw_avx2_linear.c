@@ -193,9 +193,18 @@ static int16_t *htpw_avx2_zeros(int32_t n, int16_t *to) {
 }
 
 /* All that one output cell of a convolution reads, in the order of its weights. */
-static HTPW_AVX2 void htpw_avx2_patch(const struct htpw_avx2_source *s, int32_t row, int16_t *to) {
+static HTPW_AVX2 void htpw_avx2_patch(const struct htpw_avx2_source *s, struct htpw_row row, int16_t *to) {
+    const int8_t *from = htpw_patch_inside(s->g, row, s->x);
+    if (from != NULL) {
+        const int32_t n = s->g->k_w * s->g->in_c;
+        const size_t line = (size_t)s->g->dil_h * (size_t)s->g->in_w * (size_t)s->g->in_c;
+        for (int32_t ky = 0; ky < s->g->k_h; ky++, to += n) {
+            htpw_avx2_copy(from + (size_t)ky * line, n, s->in_offset, to);
+        }
+        htpw_avx2_zeros(s->products & 1, to);
+        return;
+    }
     struct htpw_patch p = htpw_patch_begin(s->g, s->group, row, s->x);
-    const int8_t *from;
     for (int32_t n; (n = htpw_patch_next(&p, &from)) > 0; to += n) {
         if (from != NULL) {
             htpw_avx2_copy(from, n, s->in_offset, to);
@@ -214,13 +223,16 @@ static HTPW_AVX2 void htpw_avx2_rows(const struct htpw_avx2_source *s, int32_t r
         htpw_avx2_copy(x, rows * s->products, s->in_offset, to);
         return;
     }
-    for (int32_t r = 0; r < rows; r++, to += s->products + odd) {
-        if (s->g == NULL) {
+    if (s->g == NULL) {
+        for (int32_t r = 0; r < rows; r++, to += s->products + odd) {
             htpw_avx2_copy(x + (size_t)r * (size_t)s->products, s->products, s->in_offset, to);
             htpw_avx2_zeros(odd, to + s->products);
-        } else {
-            htpw_avx2_patch(s, row + r, to);
         }
+        return;
+    }
+    struct htpw_row at = htpw_row_at(s->g, row);
+    for (int32_t r = 0; r < rows; r++, to += s->products + odd, htpw_row_next(s->g, &at)) {
+        htpw_avx2_patch(s, at, to);
     }
 }
 

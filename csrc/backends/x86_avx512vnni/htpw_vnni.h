@@ -123,6 +123,14 @@ HTPW_VNNI_INLINE __m512i htpw_vnni_scale(__m512i v, const struct htpw_vnni_facto
     return htpw_vnni_requantise(_mm512_sllv_epi32(v, f->left), f->multiplier, f->low, f->round, f->right, narrow);
 }
 
+HTPW_VNNI_INLINE struct htpw_vnni_factor htpw_vnni_factor_of(const struct htpw_vnni_group *u, int32_t at, const int narrow) {
+    const __m512i low = _mm512_load_si512(u->low + at), sign = _mm512_set1_epi32(2 << 16);
+    const struct htpw_vnni_factor f = {_mm512_load_si512(u->left + at), _mm512_load_si512(u->multiplier + at),
+                                       narrow ? low : _mm512_and_si512(low, sign), _mm512_load_si512(u->round + at),
+                                       _mm512_load_si512(u->right + at)};
+    return f;
+}
+
 /* Prepares a group of `blocks` blocks; `sums` are those of its rows of weights. */
 void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requant *q, int32_t in_offset, int32_t products,
                      const int32_t *bias, const int32_t *sums, int32_t o, int32_t count, int32_t blocks);

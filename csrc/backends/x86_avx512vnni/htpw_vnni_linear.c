@@ -43,14 +43,6 @@ HTPW_VNNI void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requ
     u->blocks = blocks;
 }
 
-HTPW_VNNI_INLINE struct htpw_vnni_factor htpw_vnni_factor_of(const struct htpw_vnni_group *u, int32_t at, const int narrow) {
-    const __m512i low = _mm512_load_si512(u->low + at), sign = _mm512_set1_epi32(2 << 16);
-    const struct htpw_vnni_factor f = {_mm512_load_si512(u->left + at), _mm512_load_si512(u->multiplier + at),
-                                       narrow ? low : _mm512_and_si512(low, sign), _mm512_load_si512(u->round + at),
-                                       _mm512_load_si512(u->right + at)};
-    return f;
-}
-
 /* Requantises sums[rows][16 * blocks], filled up to whole quads, into rows of y that are `stride` apart. */
 HTPW_VNNI_INLINE void htpw_vnni_finish_as(const struct htpw_vnni_group *u, int32_t rows, const int32_t *sums, size_t stride,
                                           int8_t *y, const int narrow) {
@@ -183,7 +175,7 @@ static HTPW_VNNI void htpw_vnni_run_tile(int32_t rows, int32_t blocks, int32_t s
 }
 
 /* n bytes of x, `flip` applied; with `filled` up to 3 more, of any value, so that the last step is whole. */
-static HTPW_VNNI void htpw_vnni_copy(const int8_t *x, int32_t n, int filled, int8_t flip, uint8_t *to) {
+HTPW_VNNI_INLINE void htpw_vnni_copy(const int8_t *x, int32_t n, int filled, int8_t flip, uint8_t *to) {
     for (int32_t i = 0; i < n; i += 64) {
         const __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(htpw_vnni_mask64(n - i), x + i), _mm512_set1_epi8(flip));
         _mm512_mask_storeu_epi8(to + i, htpw_vnni_mask64(filled ? (n - i + 3) & ~3 : n - i), v);
@@ -197,9 +189,25 @@ static HTPW_VNNI void htpw_vnni_fill(int32_t n, int8_t value, uint8_t *to) {
 }
 
 /* All that one output cell of a convolution reads, in the order of its weights. */
-static HTPW_VNNI void htpw_vnni_patch(const struct htpw_vnni_source *s, int32_t row, uint8_t *to) {
+static HTPW_VNNI void htpw_vnni_patch(const struct htpw_vnni_source *s, struct htpw_row row, uint8_t *to) {
+    const int8_t *from = htpw_patch_inside(s->g, row, s->x);
+    if (from != NULL) {
+        const int32_t n = s->g->k_w * s->g->in_c;
+        const size_t line = (size_t)s->g->dil_h * (size_t)s->g->in_w * (size_t)s->g->in_c;
+        if (s->g->k_h == 1 && (-n & 15) < 4) { /* whole stores: what loads of 4 bytes want at once is not held up */
+            for (int32_t i = 0; i < n; i += 16) {
+                const __m128i v = _mm_maskz_loadu_epi8(htpw_vnni_mask16(n - i), from + i);
+                _mm_storeu_si128((void *)(to + i), _mm_xor_si128(v, _mm_set1_epi8(s->flip)));
+            }
+            return;
+        }
+        for (int32_t ky = 0; ky < s->g->k_h; ky++, to += n) {
+            htpw_vnni_copy(from + (size_t)ky * line, n, 0, s->flip, to);
+        }
+        htpw_vnni_fill(-s->products & 3, 0, to);
+        return;
+    }
     struct htpw_patch p = htpw_patch_begin(s->g, s->group, row, s->x);
-    const int8_t *from;
     for (int32_t n; (n = htpw_patch_next(&p, &from)) > 0; to += n) {
         if (from != NULL) {
             htpw_vnni_copy(from, n, 0, s->flip, to);
@@ -217,12 +225,15 @@ HTPW_VNNI void htpw_vnni_rows(const struct htpw_vnni_source *s, int32_t row, int
         htpw_vnni_copy(x, rows * s->products, 0, s->flip, to);
         return;
     }
-    for (int32_t r = 0; r < rows; r++, to += pitch) {
-        if (s->g == NULL) {
+    if (s->g == NULL) {
+        for (int32_t r = 0; r < rows; r++, to += pitch) {
             htpw_vnni_copy(x + (size_t)r * (size_t)s->products, s->products, 1, s->flip, to);
-        } else {
-            htpw_vnni_patch(s, row + r, to);
         }
+        return;
+    }
+    struct htpw_row at = htpw_row_at(s->g, row);
+    for (int32_t r = 0; r < rows; r++, to += pitch, htpw_row_next(s->g, &at)) {
+        htpw_vnni_patch(s, at, to);
     }
 }
 
