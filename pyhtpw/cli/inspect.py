@@ -153,9 +153,12 @@ def _load(path: Path) -> dict[str, Any]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("one array, not several")
+        with file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: cannot read a trace ({error}): make one with 'pyhtpw trace -o'") from error
     if any(array.dtype != np.int8 for array in found.values()):
         raise ConfigError(f"{path}: is not a trace: it holds arrays that are not int8")
