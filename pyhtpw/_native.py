@@ -1,11 +1,14 @@
 """The C library, one to one: the cffi module, error codes as exceptions, and checked buffers. It does no thinking."""
 
+from typing import Any
+
 import numpy as np
 
 from pyhtpw.errors import ConfigError, HtpwError, ImageError
 
 try:
-    from pyhtpw._htpw import ffi, lib
+    from pyhtpw._htpw import ffi as ffi
+    from pyhtpw._htpw import lib as lib  # "as": for the modules that import it from here
 except ImportError as error:  # pragma: no cover - only on a checkout that was never built
     raise HtpwError(f"the C library is not built ({error}): run 'make setup', or 'pip install -e .'") from error
 
@@ -73,7 +76,7 @@ def version() -> str:
     return ffi.string(lib.htpw_version()).decode()
 
 
-def int8_pointer(array: np.ndarray):
+def int8_pointer(array: np.ndarray) -> Any:
     """A C pointer to an int8 or uint8 C-contiguous array; the caller keeps the array alive. Never casts or copies."""
     if array.dtype not in (np.int8, np.uint8) or not array.flags.c_contiguous:
         raise TypeError(f"need a C-contiguous int8 array, got {array.dtype} with strides {array.strides}")

@@ -239,6 +239,7 @@ def _metadata(a: Image, b: Image, index: int) -> list[str]:
     if u.quan is not None and v.quan is not None:
         p, q = requant_values(a.parsed, u), requant_values(b.parsed, v)
         for name in ("multipliers", "shifts", "biases"):
-            if not np.array_equal(*np.broadcast_arrays(getattr(p, name), getattr(q, name))):
+            one, other = np.broadcast_arrays(getattr(p, name), getattr(q, name))
+            if not np.array_equal(one, other):
                 found.append(name)
     return found

@@ -35,7 +35,7 @@ class Struct(NamedTuple):
     """A C struct by name and the values of its fields in order: integers, and arrays for pointers."""
 
     name: str
-    fields: tuple
+    fields: tuple[Any, ...]
 
 
 class Executor(Protocol):
@@ -62,7 +62,7 @@ def cached_layout(backend: int, w: np.ndarray) -> np.ndarray:
     return packed
 
 
-def _in_domain(kernel: str, args: list) -> bool:
+def _in_domain(kernel: str, args: list[Any]) -> bool:
     """Whether a call keeps docs/SPEC.md section 7, which is all that a backend other than the portable one answers for.
 
     An image is refused if it does not; a kernel called by hand, with a bias near 2^31 say, then runs on the portable kernel.
@@ -87,12 +87,12 @@ def portable_symbol(kernel: str) -> str:
     return f"htpw_{base}" if base.startswith("bits_") else f"htpw_{base}_ref"
 
 
-def lower(kernel: str, args: tuple, backend: int) -> tuple[str | None, int, tuple]:
+def lower(kernel: str, arguments: tuple[Any, ...], backend: int) -> tuple[str | None, int, tuple[Any, ...]]:
     """(field of the kernel table, backend, its arguments), or (None, portable, arguments of the portable kernel).
 
     Scratch is sized by the backend's rule, which is known on every machine.
     """
-    args = list(args)
+    args = list(arguments)
     if kernel not in FIELDS or (kernel == "fully_connected_s8" and args[5] != 0) or not _in_domain(kernel, args):
         backend = PORTABLE
     if backend == PORTABLE:
@@ -104,7 +104,7 @@ def lower(kernel: str, args: tuple, backend: int) -> tuple[str | None, int, tupl
     return FIELDS[kernel], backend, tuple(_with_scratch(FIELDS[kernel], args, backend))
 
 
-def _with_scratch(field: str, args: list, backend: int) -> list:
+def _with_scratch(field: str, args: list[Any], backend: int) -> list[Any]:
     if field not in _SCRATCH:
         return args
     rule = lib.htpw_backend_rule(backend)
@@ -136,10 +136,10 @@ class Host:
             function = getattr(lib.htpw_backend_get(backend), field)
         else:
             function = getattr(lib, portable_symbol(kernel))
-        kept: list = []  # cffi structs do not keep what their pointers point to
+        kept: list[Any] = []  # cffi structs do not keep what their pointers point to
         function(*(self._value(arg, kept) for arg in args))
 
-    def _value(self, arg: Any, kept: list) -> Any:
+    def _value(self, arg: Any, kept: list[Any]) -> Any:
         if arg is None:
             return ffi.NULL
         if isinstance(arg, np.ndarray):

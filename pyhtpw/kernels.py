@@ -85,7 +85,7 @@ def _array(
         raise KernelError(f"{name} is empty")
     if value.size > _INT32[1]:
         raise KernelError(f"{name} has {value.size} elements, more than {_INT32[1]}")
-    return np.require(value, requirements="CA")
+    return np.require(value, requirements=["C", "A"])
 
 
 def _scale(name: str, value: Any, channels: int, low: int, high: int) -> Array:
@@ -214,7 +214,7 @@ def _windowed(
     dilation: Pair = (1, 1),
     output_size: Pair | None = None,
     backend: Backend = None,
-    **offsets: int,
+    **offsets: Any,
 ) -> Array:
     """Runs a convolution or depthwise convolution; `scale` is (bias, multiplier, shift)."""
     g = _window(x, w.channels, kernel, stride, padding, dilation, output_size, groups)
@@ -225,7 +225,7 @@ def _windowed(
 
 
 def _dense(
-    name: str, x: Array, w: _Weights, scale: tuple[Any, ...], w_offset: Pair = (), backend: Backend = None, **offsets: int
+    name: str, x: Array, w: _Weights, scale: tuple[Any, ...], w_offset: Pair = (), backend: Backend = None, **offsets: Any
 ) -> Array:
     """Runs a pointwise or fully connected layer over the last axis of x; `scale` is (bias, multiplier, shift)."""
     layer = _Layer(x, w, *scale, **offsets)
@@ -265,7 +265,7 @@ def conv_s8(
     out_c, *kernel, in_g = w.shape
     groups = _divisor("groups", x.shape[3] // _divisor("channels of w", in_g, x.shape[3]), out_c)
     weights = _Weights(w, out_c, w[0].size, 128, lambda: w.reshape(out_c, -1))
-    keywords = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": output_size}
+    keywords: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": output_size}
     keywords |= {"input_offset": input_offset, "output_offset": output_offset, "act_min": act_min, "act_max": act_max}
     return _windowed("conv_s8", x, weights, kernel, groups, (bias, multiplier, shift), backend=backend, **keywords)
 
@@ -310,7 +310,7 @@ def conv1x1_cached_s8(x: Array, w: Array, bias: Bias, multiplier: Scale, shift: 
     """
     w = _array("w", w, np.int8, (None, None))
     x = _array("x", x, np.int8, (None, None, None, w.shape[1]))
-    weights = _Weights(w, *w.shape, 128, lambda: w)
+    weights = _Weights(w, w.shape[0], w.shape[1], 128, lambda: w)
     return _dense("conv1x1_cached_s8", x, weights, (bias, multiplier, shift), **keywords)
 
 
@@ -368,7 +368,7 @@ def fully_connected_s8(
     """
     w, w_offset = _array("w", w, np.int8, (None, None)), _integer("filter_offset", filter_offset, -127, 128)
     x = _array("x", x, np.int8, (None, w.shape[1]))
-    weights = _Weights(w, *w.shape, 128 + abs(w_offset), lambda: w.astype(np.int64) + w_offset)
+    weights = _Weights(w, w.shape[0], w.shape[1], 128 + abs(w_offset), lambda: w.astype(np.int64) + w_offset)
     return _dense("fully_connected_s8", x, weights, (bias, multiplier, shift), (w_offset,), **keywords)
 
 
@@ -555,7 +555,7 @@ def requantise(acc: Array | int, multiplier: Scale, shift: Scale, *, backend: Ba
             raise KernelError(f"{name} has values outside [{low}, {high}]")
         parts.append(part)
     try:
-        parts = np.broadcast_arrays(*parts)
+        parts = list(np.broadcast_arrays(*parts))
     except ValueError as error:
         raise KernelError(f"shapes of acc, multiplier and shift do not fit: {error}") from None
     values = executor(backend).scalars("htpw_requantise", *(part.ravel().tolist() for part in parts))

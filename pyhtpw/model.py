@@ -34,6 +34,9 @@ FLASH_SCHEDULES = {"streamed": 2, "installed": 3}  # kernels in flash
 _PARTS = 8  # of a batch for each thread, so that one that is slower takes fewer
 
 
+_workers: ThreadPoolExecutor
+
+
 def _new_workers() -> None:
     """One pool for all batches of this process; its threads are started when they are first needed."""
     global _workers

@@ -6,6 +6,7 @@ Key files hold 64 hexadecimal digits and a line feed. PyNaCl does the cryptograp
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from pyhtpw.errors import ConfigError, MissingToolError, SignatureError
 from pyhtpw.image.writer import save
@@ -13,7 +14,7 @@ from pyhtpw.image.writer import save
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
 
 
-def _nacl():
+def _nacl() -> Any:
     """PyNaCl's signing module."""
     try:
         import nacl.exceptions

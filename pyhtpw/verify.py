@@ -7,7 +7,7 @@ a Cortex-M and emulated. None is derived from another. Nothing here has a tolera
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class Numpy:
 class Emulated:
     """C built for a Cortex-M, emulated; `model` is what `pyhtpw.target.Emulator.open` returns."""
 
-    def __init__(self, model, cpu: str = "cortex-m4", windows: int = TARGET_WINDOWS) -> None:
+    def __init__(self, model: Any, cpu: str = "cortex-m4", windows: int = TARGET_WINDOWS) -> None:
         self.name, self.windows, self._model = f"C on {cpu} ({model.backend}, emulated)", windows, model
 
     def kernels(self) -> dict[int, np.ndarray]:
@@ -91,9 +91,12 @@ class Pair:
         """Bytes compared."""
         return self.kernel_bytes + self.logit_bytes
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+
+_Result = tuple[str, dict[int, np.ndarray], np.ndarray]  # name, kernels, logits
 
 
 def sample_windows(image: Image, n: int, seed: int = 0) -> np.ndarray:
@@ -137,7 +140,7 @@ def compare(image: Image, windows: np.ndarray, tellings: Sequence[Telling]) -> l
     return [_pair(image, names, a, b) for a, b in combinations(results, 2)]
 
 
-def _pair(image: Image, names: dict[int, str], a, b) -> Pair:
+def _pair(image: Image, names: dict[int, str], a: _Result, b: _Result) -> Pair:
     (name_a, kernels_a, logits_a), (name_b, kernels_b, logits_b) = a, b
     differ, first, kernel_bytes = 0, None, 0
     for op in sorted(set(kernels_a) | set(kernels_b)):
@@ -152,10 +155,10 @@ def _pair(image: Image, names: dict[int, str], a, b) -> Pair:
             at = tuple(int(i) for i in np.unravel_index(bad[0], shape))
             first = f"kernel of {names[op]} (operator {op}) at {at}: {name_a} {ka[bad[0]]}, {name_b} {kb[bad[0]]}"
     n = min(len(logits_a), len(logits_b))
-    bad = np.argwhere(logits_a[:n] != logits_b[:n])
-    differ += len(bad)
-    if first is None and len(bad):
-        window, c = (int(i) for i in bad[0])
+    wrong = np.argwhere(logits_a[:n] != logits_b[:n])
+    differ += len(wrong)
+    if first is None and len(wrong):
+        window, c = (int(i) for i in wrong[0])
         last = image.parsed.ops[-1]
         values = f"{name_a} {logits_a[window, c]}, {name_b} {logits_b[window, c]}"
         first = f"logits of {last.name} (operator {last.index}), window {window}, class {c}: {values}"

@@ -17,7 +17,7 @@ GENERATION = ("GENR", "HEAD", "CODE")  # sections that exist only because kernel
 _OPS_HEADER = 8
 
 
-def bill(parsed: Parsed, sram: Mapping[str, Any] | None = None) -> dict:
+def bill(parsed: Parsed, sram: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Accounts for every byte of an image.
 
     Parameters
@@ -128,7 +128,7 @@ def _shares(parsed: Parsed, made: list[ParsedOp]) -> dict[int, int]:
     """
     if not made:
         return {}
-    users: dict[tuple, list[ParsedOp]] = {}
+    users: dict[tuple[Any, ...], list[ParsedOp]] = {}
     for op in made:
         generator = _generator_of(parsed, op.head)
         for piece in _pieces(parsed, op.head):
@@ -136,7 +136,7 @@ def _shares(parsed: Parsed, made: list[ParsedOp]) -> dict[int, int]:
         if generator is not None:
             users.setdefault(("generator", generator), []).append(op)
             users.setdefault(("GENR",), []).append(op)
-    pieces: dict[tuple, int] = {("generator", i): n for i, n in enumerate(parsed.generator_bytes)}
+    pieces: dict[tuple[Any, ...], int] = {("generator", i): n for i, n in enumerate(parsed.generator_bytes)}
     for i, (head, length) in enumerate(zip(parsed.heads, parsed.head_bytes, strict=True)):
         own = {}
         if isinstance(head, Factorised):
@@ -158,7 +158,7 @@ def _shares(parsed: Parsed, made: list[ParsedOp]) -> dict[int, int]:
     return shares
 
 
-def _figures(made: list[ParsedOp], shared: int) -> dict:
+def _figures(made: list[ParsedOp], shared: int) -> dict[str, Any]:
     codes, metadata = sum(op.bytes["CODE"] for op in made), sum(map(_metadata, made))
     stored_at = {str(b): sum(bits_bytes(op.weights, b) for op in made) for b in PLAIN_BITS}
     return {
@@ -197,7 +197,7 @@ def _eq6(parsed: Parsed, padding: int) -> tuple[dict[str, int], dict[str, int]]:
         "generator": sum(bits_bytes(*t) for t in tables),
         "heads": sum(bits_bytes(*t) for head in parsed.heads for t in heads_of.kind_of(head).tensors(head)),
         "codes": _length(parsed, "CODE"),
-        "pw1": stored.get(first, 0),
+        "pw1": stored[first] if first in stored else 0,
         "backbone": sum(n for index, n in stored.items() if index != first),
     }
     quan = [op.quan.lengths for op in parsed.ops if op.quan]
@@ -218,7 +218,7 @@ def _eq6(parsed: Parsed, padding: int) -> tuple[dict[str, int], dict[str, int]]:
     return eq6, {"total": total, **omits}
 
 
-def _sram(parsed: Parsed, plan: Mapping[str, Any] | None) -> dict | None:
+def _sram(parsed: Parsed, plan: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The published claim, max(activation, workspace), beside a real plan.
 
     `activation` is the most that the inputs and the output of one operator take; `workspace` the largest kernel that is made

@@ -1,6 +1,7 @@
 """What all records are made of: packed bit fields (docs/SPEC.md section 3), checked fields, and a bounded cursor to read them."""
 
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def unpack_bits(data: bytes, count: int, bits: int, *, signed: bool = True, dtyp
     """The `count` values of a packed array (count,); `data` holds exactly its bytes. ImageError if unused bits are set."""
     if len(data) != bits_bytes(count, bits):
         raise ImageError(f"{count} values of {bits} bits take {bits_bytes(count, bits)} bytes, not {len(data)}")
-    out = np.zeros(count, dtype)
+    out: np.ndarray = np.zeros(count, dtype)
     if bits == 0:
         return out
     if data and data[-1] >> ((count * bits - 1) % 8 + 1):
@@ -58,7 +59,7 @@ def signed_width(values: np.ndarray) -> int:
 _RANGES = {"B": (0, 255), "b": (-128, 127), "H": (0, 65535), "I": (0, (1 << 32) - 1)}
 
 
-def whole(where: str, name: str, value: object, low: int, high: int) -> int:
+def whole(where: str, name: str, value: Any, low: int, high: int) -> int:
     """`value` as an int; ImageError naming it if it is no integer or not in [low, high]."""
     try:
         number = int(value)
@@ -70,7 +71,7 @@ def whole(where: str, name: str, value: object, low: int, high: int) -> int:
     return number
 
 
-def put(where: str, *fields: tuple) -> bytes:
+def put(where: str, *fields: tuple[Any, ...]) -> bytes:
     """Fields in order, each (struct code, name, value) or (struct code, name, value, low, high)."""
     return b"".join(
         struct.pack("<" + code, whole(where, name, value, *(limits or _RANGES[code]))) for code, name, value, *limits in fields
@@ -117,7 +118,7 @@ class Cursor:
         self._at += count
         return self._data[self._at - count : self._at]
 
-    def fields(self, layout: str, what: str) -> tuple:
+    def fields(self, layout: str, what: str) -> tuple[Any, ...]:
         """Little-endian fields of a struct layout."""
         return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout), what))
 

@@ -1,6 +1,7 @@
 """The integer model: what the quantiser makes and the image writer stores. Nothing in it is a float but `Info`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -245,7 +246,7 @@ class IntegerModel:
     info: Info | None = None
     generators: tuple[Generator, ...] = ()
     heads: tuple[Head, ...] = ()
-    extra: dict = field(default_factory=dict, compare=False)  # notes of the quantiser for reports; not stored
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)  # notes of the quantiser for reports; not stored
 
 
 def bits_bytes(count: int, bits: int) -> int:
