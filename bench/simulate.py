@@ -23,18 +23,19 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-import x86
-from cffi import FFI
+import x86  # noqa: E402
+from cffi import FFI  # noqa: E402
 
-from pyhtpw import _native, _native_build
-from pyhtpw.model import Image
-from pyhtpw.verify import sample_windows
+from pyhtpw import _native, _native_build  # noqa: E402
+from pyhtpw.model import Image  # noqa: E402
+from pyhtpw.verify import sample_windows  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 IMAGES = [ROOT / "results" / "mitdb-first.htpw"]
 THREADS = (1, 2)
 ffi = FFI()
-ffi.cdef(_native_build.declarations() + "double simulate(struct htpw_context *, size_t, const int8_t *, size_t, int8_t *, size_t, double *);")
+SIMULATE = "double simulate(struct htpw_context *, size_t, const int8_t *, size_t, int8_t *, size_t, double *);"
+ffi.cdef(_native_build.declarations() + SIMULATE)
 
 
 class Kernels:
@@ -71,7 +72,8 @@ class LiteRt:
 
     def __init__(self, python: str, model: Path, windows: Path) -> None:
         script = str(ROOT / "bench" / "simulate_litert.py")
-        self.process = subprocess.Popen([python, script, str(model), str(windows)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [python, script, str(model), str(windows)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = self.process.stdout.readline()
         if not ready:
             raise SystemExit(f"{python} {script} did not start: give a Python with ai-edge-litert by --litert-python")
@@ -98,6 +100,11 @@ def exported(image: Image, folder: Path) -> Path:
     return path
 
 
+def figures(seconds: list[float]) -> dict[str, float]:
+    """Microseconds per window, of the rounds."""
+    return {"min_us": min(seconds) * 1e6, "median_us": statistics.median(seconds) * 1e6}
+
+
 def measure(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One image."""
     image = Image.open(path)
@@ -106,7 +113,8 @@ def measure(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, 
     kernels = Kernels(folder, image, windows)
     peer = None
     if options.litert_python:
-        peer = LiteRt(options.litert_python, Path(options.tflite) if options.tflite else exported(image, folder), folder / "windows.npy")
+        model = Path(options.tflite) if options.tflite else exported(image, folder)
+        peer = LiteRt(options.litert_python, model, folder / "windows.npy")
     ours: dict[int, list[float]] = {n: [] for n in THREADS}
     theirs: dict[str, list[float]] = {mode: [] for mode in (peer.modes if peer else ())}
     loop, inside = [], []
@@ -134,10 +142,10 @@ def measure(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, 
         "c_loop_us": min(loop) * 1e6,
         "kernel_speed_kept": min(inside) / min(ours[1]),
         "second_thread": statistics.median(a / b for a, b in zip(ours[1], ours[2], strict=True)),
-        "run_batch": {str(n): {"min_us": min(t) * 1e6, "median_us": statistics.median(t) * 1e6, "per_s": 1 / min(t)} for n, t in ours.items()},
+        "run_batch": {str(n): figures(t) | {"per_s": 1 / min(t)} for n, t in ours.items()},
     }
     if peer:
-        row["litert"] = {mode: {"min_us": min(t) * 1e6, "median_us": statistics.median(t) * 1e6} for mode, t in theirs.items()}
+        row["litert"] = {mode: figures(t) for mode, t in theirs.items()}
         one = [mode for mode in theirs if mode.startswith("1 x 1 ")]
         two = [mode for mode in theirs if not mode.startswith("1 x 1 ")]
         row["times_litert"] = {}
@@ -189,7 +197,8 @@ def main() -> None:
             print(text(rows[-1]), flush=True)
     command = [*_native_build.compiler(), "--version"]
     compiler = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    found = {"what": "wall-clock of whole windows on a host, seeded synthetic windows", "machine": platform.machine(), "cores": os.cpu_count(),
+    found = {"what": "wall-clock of whole windows on a host, seeded synthetic windows", "machine": platform.machine(),
+             "cores": os.cpu_count(),
              "cpu_flags": x86.flags(), "compiler": compiler, "rounds": options.rounds, "rows": rows,
              "not_run": [] if options.litert_python else ["LiteRT: no --litert-python"]}
     if options.json == "-":

@@ -54,6 +54,7 @@ RUN_MANY_BODY = """ {
 # The user's own CMSIS-NN, if there is one (csrc/backends/cmsis_nn/README.md)
 CMSIS_NN = os.environ.get("HTPW_CMSIS_NN_INCLUDE")
 
+FLAGS = shlex.split(os.environ.get("HTPW_CFLAGS", ""))
 ffibuilder = FFI()
 ffibuilder.cdef(declarations() + RUN_MANY + ";")
 ffibuilder.set_source(
@@ -64,5 +65,5 @@ ffibuilder.set_source(
     define_macros=[("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [],
     extra_objects=[os.environ["HTPW_CMSIS_NN_LIBRARY"]] if CMSIS_NN else [],
     depends=sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h")),
-    extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing", *shlex.split(os.environ.get("HTPW_CFLAGS", ""))] if os.name == "posix" else [],
+    extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing", *FLAGS] if os.name == "posix" else [],
 )

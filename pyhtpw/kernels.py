@@ -79,7 +79,7 @@ def _array(
         found = getattr(value, "dtype", type(value).__name__)
         raise KernelError(f"{name} must be an array of {np.dtype(dtype)}, not {found}")
     wanted = value.shape if shape is None else shape
-    if len(wanted) != value.ndim or any(want not in (None, have) for want, have in zip(wanted, value.shape)):
+    if len(wanted) != value.ndim or any(want not in (None, have) for want, have in zip(wanted, value.shape, strict=True)):
         raise KernelError(f"{name} has shape {value.shape}, not {str(wanted).replace('None', 'any')}")
     if not (empty or value.size):
         raise KernelError(f"{name} is empty")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pyhtpw.errors import ConfigError, ImageError
 from pyhtpw.flash import Flash
 from pyhtpw.image.bill import bill
 from pyhtpw.image.integer import IntegerModel
-from pyhtpw.image.reader import Parsed, ParsedOp, kernel_values, parse
+from pyhtpw.image.reader import Parsed, kernel_values, parse
 from pyhtpw.image.writer import save, write
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 import reference
-from reference import synthesis
 from pyhtpw import _native
 from pyhtpw.errors import ConfigError, VerifyError
 from pyhtpw.model import Image
+from reference import synthesis
 
 X86_WINDOWS, TARGET_WINDOWS = 256, 16  # windows compared when nobody says otherwise
 

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import random_images  # noqa: E402
-import reference  # noqa: E402
-from reference import synthesis  # noqa: E402
 
+import reference  # noqa: E402
 from pyhtpw.image import write  # noqa: E402
+from reference import synthesis  # noqa: E402
 
 HEADER = ROOT / "csrc" / "htpw_selftest_image.h"
 WINDOWS = 4

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import random_images
-import reference
-from reference import synthesis
 
 import pyhtpw
+import reference
 from pyhtpw.errors import ConfigError, ImageError
 from pyhtpw.image import bill, read_model, write
 from pyhtpw.verify import sample_windows
+from reference import synthesis
 
 ROOT = Path(__file__).parent.parent
 SNAPSHOT = Path(__file__).parent / "api_snapshot.txt"

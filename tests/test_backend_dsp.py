@@ -192,7 +192,7 @@ def test_ties_and_ends(build, right):
 
 def test_left_shifts(build):
     rng = np.random.default_rng(1)
-    for left in range(0, 11):
+    for left in range(11):
         room = (2**30 - 1 >> left) - 4 * 255 * 128
         v = np.concatenate([rng.integers(-room, room + 1, 60), rng.integers(-200, 200, 60), [room, -room]])
         requantised(build(), v, rng.integers(0, 2**31, len(v)), left)

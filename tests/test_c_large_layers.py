@@ -12,10 +12,10 @@ from reference_images import CODEBOOK, DENSE, FACTORISED, SEEDED, TILED, image, 
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
-import fuzz_reader  # noqa: E402
-import test_fuzz  # noqa: E402
+import fuzz_reader
+import test_fuzz
 
-from pyhtpw.model import Image  # noqa: E402
+from pyhtpw.model import Image
 
 CONTROL = bytes((0, 0, 0, 27, 1, 5, 3, 0))  # of test_fuzz.every_schedule
 

@@ -34,13 +34,13 @@ from reference_images import (
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
-import fuzz_reader  # noqa: E402
-import test_fuzz  # noqa: E402
+import fuzz_reader
+import test_fuzz
 
-from pyhtpw import _native  # noqa: E402
-from pyhtpw._native import ffi, lib  # noqa: E402
-from pyhtpw.errors import ImageError  # noqa: E402
-from pyhtpw.model import Image  # noqa: E402
+from pyhtpw import _native
+from pyhtpw._native import ffi, lib
+from pyhtpw.errors import ImageError
+from pyhtpw.model import Image
 
 
 def opened(data: bytes, length: int | None = None) -> str:

@@ -10,10 +10,10 @@ import make_selftest
 import numpy as np
 import pytest
 import random_images
-import reference
 import strategies  # noqa: F401 - registers the Hypothesis profiles
 from hypothesis import assume, given
 
+import reference
 from pyhtpw import _native
 from pyhtpw._native import ffi, lib
 from pyhtpw.errors import ImageError

@@ -59,7 +59,7 @@ def test_versions_agree():
     changes = (ROOT / "CHANGELOG.md").read_text()
     newest = re.search(r"^## (\S+).*, image format (\d+)", changes, re.M)
     assert (newest[1], int(newest[2])) == (pyhtpw.__version__, format_version)
-    assert FORMAT_VERSION == format_version
+    assert format_version == FORMAT_VERSION
     assert _native.version() not in (ROOT / "CMakeLists.txt").read_text()
 
 

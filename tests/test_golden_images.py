@@ -6,13 +6,13 @@ import json
 import make_golden_images as golden
 import numpy as np
 import pytest
-import reference
-from reference import synthesis
 
+import reference
 from pyhtpw import _native
 from pyhtpw.image import parse, read_model, write
 from pyhtpw.image.integer import OPERATORS, SOURCES
 from pyhtpw.model import Image
+from reference import synthesis
 
 
 def int8(told: dict) -> np.ndarray:

@@ -10,11 +10,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import random_images
-import reference
 import strategies  # noqa: F401 - registers the Hypothesis profiles
 from hypothesis import given
-from reference import synthesis
 
+import reference
 from pyhtpw import _native
 from pyhtpw._native import ffi, lib
 from pyhtpw.errors import ImageError
@@ -22,6 +21,7 @@ from pyhtpw.image import bill, write
 from pyhtpw.image.integer import OPERATORS, SOURCES, bits_bytes
 from pyhtpw.image.writer import pack_bits, save, signed_width
 from pyhtpw.model import Image
+from reference import synthesis
 
 ROOT = Path(__file__).parent.parent
 seeds = st.integers(0, 2**32 - 1)

@@ -21,7 +21,7 @@ BACKENDS = kernels.backends()
 @pytest.mark.parametrize("kernel", vectors_io.KERNELS)
 def test_golden_vectors(kernel: str, backend: str) -> None:
     """Every output byte; only a case whose arithmetic leaves int32 may be refused instead, and not all of those are."""
-    ran = {tier: 0 for tier in vectors_io.TIERS}
+    ran = dict.fromkeys(vectors_io.TIERS, 0)
     for case in vectors_io.cases(kernel):
         name, args, keywords = vectors_io.arguments(case)
         try:
@@ -123,7 +123,7 @@ ELEMENTWISE_FAULTS = {
 }
 X_FAULTS = {"x": [np.zeros(3, np.uint8), np.zeros(3, np.int32), 7], "backend": ["avx1024"]}
 FAULTS = {name: LINEAR_FAULTS for name in VALID if name.startswith(("conv", "fully", "depthwise"))}
-FAULTS |= {name: LINEAR_FAULTS | WINDOW_FAULTS for name in ("conv_s8", "conv_s4", "depthwise_s8", "depthwise_s4")}
+FAULTS |= dict.fromkeys(("conv_s8", "conv_s4", "depthwise_s8", "depthwise_s4"), LINEAR_FAULTS | WINDOW_FAULTS)
 FAULTS["conv_s4"] = FAULTS["conv_s4"] | {"kernel": [(3, 0), (2, 3)], "groups": [0, 3, -1]}
 FAULTS["depthwise_s4"] = FAULTS["depthwise_s4"] | {"kernel": [(3, 0), (2, 3)]}
 FAULTS["fully_connected_s4"] = LINEAR_FAULTS | {"rows": [0, 1, 9]}

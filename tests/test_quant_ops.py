@@ -162,7 +162,7 @@ def test_a_channel_without_a_line_takes_the_spread_of_all():
     graph = network((GROUP, Node("n", "silu", ("stem",), 8)))
     model, x = settled(graph)
     model.params["stem.weight"][2] = 0  # constant whatever the window
-    frozen, params = freeze(graph, model.state(), x)
+    _, params = freeze(graph, model.state(), x)
     assert all(np.isfinite(value).all() for value in params.values())
     assert_c_is_numpy(integers(graph, model, x), x)
 

@@ -253,8 +253,8 @@ def test_adamw_matches_its_definition():
     rng = np.random.default_rng(9)
     optimiser = AdamW(model, weight_decay=0.1)
     weights = {name: model.params[name].copy() for name in model.grads}
-    m = {name: 0 for name in weights}
-    v = {name: 0 for name in weights}
+    m = dict.fromkeys(weights, 0)
+    v = dict.fromkeys(weights, 0)
     for t in (1, 2, 3):
         model.gradient[:] = rng.standard_normal(model.gradient.size)
         for name, g in model.grads.items():

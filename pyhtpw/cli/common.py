@@ -27,8 +27,8 @@ Strict = Annotated[bool, typer.Option("--aami-strict", help="aami: keep record 2
 CacheDir = Annotated[Path | None, typer.Option(help="Where windows of real data are cached (or set HTPW_CACHE).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a stopped run.")]
-Heads = Annotated[list[str] | None, typer.Option("--head", help="Head of the pointwise kernels (tiled:tile=32,dz=4,code_bits=4), or KIND=HEAD "
-    "or LAYER=HEAD; repeatable. `pack --head auto` searches within --budget.")]
+Heads = Annotated[list[str] | None, typer.Option("--head", help="Head of the pointwise kernels (tiled:tile=32,dz=4,code_bits=4), "
+    "or KIND=HEAD or LAYER=HEAD; repeatable. `pack --head auto` searches within --budget.")]
 Compiler = Annotated[str, typer.Option(help="Cross compiler for the Cortex-M4: auto, gcc or clang.")]
 
 

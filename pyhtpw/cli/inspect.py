@@ -84,8 +84,6 @@ def trace(
 
     Without --input the windows are seeded (synthetic). Exit status 1 if tellings differ.
     """
-    import numpy as np
-
     from pyhtpw.compare import differences
     from pyhtpw.compare import trace as traced
     from pyhtpw.model import Image

@@ -197,7 +197,7 @@ def _eq6(parsed: Parsed, padding: int) -> tuple[dict[str, int], dict[str, int]]:
         "generator": sum(bits_bytes(*t) for t in tables),
         "heads": sum(bits_bytes(*t) for head in parsed.heads for t in heads_of.kind_of(head).tensors(head)),
         "codes": _length(parsed, "CODE"),
-        "pw1": stored[first] if first in stored else 0,
+        "pw1": 0 if first is None else stored.get(first, 0),
         "backbone": sum(n for index, n in stored.items() if index != first),
     }
     quan = [op.quan.lengths for op in parsed.ops if op.quan]

@@ -53,7 +53,7 @@ def freeze(
     exact = {INPUT: np.ascontiguousarray(calibration, np.float32)}
     found = dict(exact)
     with single_blas():
-        for node, other in zip(graph.nodes, frozen.nodes, strict=True):
+        for node, _ in zip(graph.nodes, frozen.nodes, strict=True):
             # Behind a shared prefix without GroupNorm both are the same arrays, and are made once.
             same = all(exact[source] is found[source] for source in node.inputs)
             plain = replace(node, norm="", relu=False) if node.norm == "group" else node

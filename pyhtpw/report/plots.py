@@ -284,7 +284,7 @@ def draw_image(
         wide = [f"{n:,}" if n > 0.045 * max(totals) else "" for n in sizes]
         dark = SECTIONS.get(name) in (BLUE, GREEN, VERMILLION, None)
         axes.bar_label(bars, wide, label_type="center", fontsize=8, color="white" if dark else INK)
-        left = [a + n for a, n in zip(left, sizes)]
+        left = [a + n for a, n in zip(left, sizes, strict=True)]
     names = ["this image" if name == tables.THIS else f"kernels stored\nat {name} bits" for name in columns]
     if extra is not None:
         names.append(extra[0])
@@ -300,7 +300,7 @@ def draw_image(
     axes.tick_params(axis="y", length=0)
     _mark(axes, report)
     _bytes_axis(axes, max(totals) * 1.09, len(names))
-    said = [f"{name.replace(chr(10), ' ')} {total:,}" for name, total in zip(names, totals)]
+    said = [f"{name.replace(chr(10), ' ')} {total:,}" for name, total in zip(names, totals, strict=True)]
     parts = [f"{name} {columns[tables.THIS][name]:,}" for name in order + other if columns[tables.THIS].get(name)]
     return f"Bytes of the whole image: {'; '.join(said)}. Sections of this image: {', '.join(parts)}."
 

@@ -174,7 +174,7 @@ def confusion(report: Mapping[str, Any]) -> Table | None:
         return None
     names = [_class_name(report, i) for i in range(len(matrix))]
     columns = (Column("True class", False), *(Column(f"decided {name}") for name in names))
-    rows = tuple(Row((name, *map(whole, row))) for name, row in zip(names, matrix))
+    rows = tuple(Row((name, *map(whole, row))) for name, row in zip(names, matrix, strict=True))
     return Table("Confusion on test, in windows", columns, rows)
 
 
@@ -334,7 +334,7 @@ def layers(report: Mapping[str, Any], total: bool = False) -> Table | None:
                 whole(sum(o.values())),
             )
         )
-        for row, o in zip(found, owned)
+        for row, o in zip(found, owned, strict=True)
     ]
     if total:
         weights = whole(sum(integer(get(row, "weights")) or 0 for row in found))

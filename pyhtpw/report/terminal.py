@@ -125,7 +125,7 @@ def _table(console: Console, table: Table) -> None:
         _as_lists(console, table, shown)
     else:
         grid = Grid(box=_RULES, pad_edge=False, show_edge=False, padding=(0, 1))
-        for i, width in zip(shown, widths):
+        for i, width in zip(shown, widths, strict=True):
             column = table.columns[i]
             grid.add_column(
                 _text(console, column.label), justify="right" if column.number else "left", width=width, overflow="fold"

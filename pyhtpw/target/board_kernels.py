@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from pyhtpw._native import BACKENDS, BEST
-from pyhtpw.executor import Struct, lower, portable_symbol
 from pyhtpw.errors import KernelError
+from pyhtpw.executor import Struct, lower, portable_symbol
 from pyhtpw.target import qemu, toolchain
 from pyhtpw.target.kernels import TargetKernels
 

@@ -121,7 +121,7 @@ def memory(elf: toolchain.Elf, address: int, size: int) -> bytes:
     """`size` bytes of the program's memory as it is loaded."""
     for segment in elf.segments:
         offset = address - segment.address
-        if 0 <= offset and offset + size <= len(segment.data):
+        if offset >= 0 and offset + size <= len(segment.data):
             return segment.data[offset : offset + size]
     raise ConfigError(f"{elf.path.name} has no {size} bytes at {address:#x}")
 
@@ -461,7 +461,7 @@ class Listing:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         self._code = {int(m[1], 16): (m[2], m[3] or "") for m in self.LINE.finditer(done.stdout)}
 
-    @functools.cache
+    @functools.cache  # noqa: B019 - there is one for each program
     def block(self, start: int, end: int) -> tuple[Counter[str], int, bool]:
         """Of the code from start to end: instructions by class, estimated cycles, and whether a branch ends it."""
         at = [address for address in range(start, end, 2) if address in self._code]
