@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,60 @@ def cmake_example() -> str:
         image = Path(folder) / "x.htpw"
         image.write_bytes(write(random_images.example()))
         return command(f"{folder}/run_image", str(image)).strip()
+
+
+def distributions() -> str:
+    """A source distribution, a wheel of that alone, and an installation of the wheel beside nothing but NumPy and cffi."""
+    import cffi
+    import numpy
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command("git", "archive", "--format=tar", "-o", str(folder / "tree.tar"), command("git", "stash", "create").strip() or "HEAD")
+        shutil.unpack_archive(folder / "tree.tar", folder / "tree")
+        build = "from setuptools.build_meta import build_sdist; import sys; print(build_sdist(sys.argv[1]))"
+        archive = command(sys.executable, "-c", build, name, cwd=folder / "tree").strip().splitlines()[-1]
+        shutil.unpack_archive(folder / archive, folder / "source")
+        (source,) = (folder / "source").iterdir()
+        command(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", name, ".", cwd=source)
+        (wheel,) = folder.glob("*.whl")
+        if "-cp310-abi3-" not in wheel.name:
+            raise Failed(f"{wheel.name} is no wheel of the stable ABI")
+        command(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
+        python = folder / "venv/bin/python"
+        command(sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel))
+        (site,) = (folder / "venv/lib").glob("python*/site-packages")
+        for package in (Path(numpy.__file__).parent, Path(cffi.__file__).parent):  # what pip would have brought
+            for path in package.parent.glob(f"*{package.name}*"):
+                (site / path.name).symlink_to(path)
+        image = str(ROOT / "results/mitdb-first.htpw")
+        check = (
+            "import sys, pyhtpw; from pyhtpw.verify import sample_windows; from pyhtpw.target import toolchain;"
+            "image = pyhtpw.Image.open(sys.argv[1]); x = sample_windows(image, 8);"
+            "assert 'venv' in pyhtpw.__file__ and (toolchain.CSRC / 'htpw.h').exists();"
+            "from pyhtpw.compare import trace, differences;"
+            "assert not differences(image, trace(image, x, 'numpy'), trace(image, x)); image.run_batch(x, threads=2)"
+        )
+        command(str(python), "-c", check, image, cwd=folder)
+        done = subprocess.run([folder / "venv/bin/pyhtpw"], capture_output=True, text=True, cwd=folder)
+        if done.returncode != 2 or "pip install 'pyhtpw[cli]'" not in done.stderr:
+            raise Failed(f"pyhtpw without its extra: {done.returncode} {done.stderr.strip()}")
+        return f"{archive} ({(folder / archive).stat().st_size:,} B), {wheel.name} ({wheel.stat().st_size:,} B)"
+
+
+def checked(tool: str, *arguments: str) -> str:
+    """A linter of the extra `lint`, or one on the PATH."""
+    beside = Path(sys.executable).parent / tool
+    program = str(beside) if beside.exists() else shutil.which(tool)
+    if program is None:
+        raise NotRun(f"{tool} is not installed: pip install 'pyhtpw[lint]'")
+    out = command(program, *arguments).strip().splitlines()
+    return out[-1] if out else "clean"
+
+
+def c_files() -> list[str]:
+    ignored = (ROOT / ".clang-format-ignore").read_text().split("\n")
+    return [name for name in command("git", "ls-files", "csrc/*.c", "csrc/*.h", "examples/*.c").split() if name not in ignored]
 
 
 def built(cflags: str, compiler: str = "gcc", **env: str) -> str:
@@ -207,6 +262,12 @@ def rows(deep: bool):
             if name.startswith("x86"):
                 yield f"C tests gcc -O2 {define}", lambda d=define: built(f"-O2 {d}")
     yield "header from C++", cxx_header
+    yield "distributions", distributions
+    yield "mypy", lambda: checked("mypy", "--python-executable", sys.executable)
+    yield "ruff", lambda: checked("ruff", "check")
+    yield "clang-format", lambda: checked("clang-format", "--dry-run", "-Werror", *c_files())
+    host = [n for n in c_files() if n.endswith(".c") and not re.search("armv|cmsis|examples", n)]
+    yield "clang-tidy", lambda: checked("clang-tidy", "-quiet", *host, "--", "-Icsrc", "-std=c99")
     yield "cmake and example", cmake_example
     yield "ASan and UBSan", sanitized
     from pyhtpw.target.toolchain import CPUS

@@ -75,7 +75,7 @@ HTPW_AMX_INLINE void htpw_amx_end(void) { __asm__ volatile("tilerelease" : : : "
 /* The products of one slice of x with those of each block, `block` bytes apart. */
 #define HTPW_AMX_BLOCK(b, x, w)                                                                                        \
     if (blocks > (b)) {                                                                                                \
-        HTPW_AMX_LOAD(w, weights + (b)*block, apart);                                                                  \
+        HTPW_AMX_LOAD(w, weights + (b) * block, apart);                                                                \
         HTPW_AMX_ADD(b, x, w);                                                                                         \
     }
 #define HTPW_AMX_EACH_BLOCK(x, w)                                                                                      \
@@ -90,7 +90,10 @@ HTPW_AMX_INLINE void htpw_amx_tile(const int blocks, int32_t slices, int32_t res
     if (blocks > (b)) {                                                                                                \
         HTPW_AMX_LOAD(b, first + HTPW_VNNI_BLOCK * (b), none); /* every row the same */                                \
     }
-    HTPW_AMX_FIRST(0) HTPW_AMX_FIRST(1) HTPW_AMX_FIRST(2) HTPW_AMX_FIRST(3)
+    HTPW_AMX_FIRST(0)
+    HTPW_AMX_FIRST(1)
+    HTPW_AMX_FIRST(2)
+    HTPW_AMX_FIRST(3)
     for (int32_t i = 0; i < slices; i++, at += HTPW_AMX_SLICE, weights += HTPW_VNNI_BLOCK * HTPW_AMX_SLICE) {
         HTPW_AMX_LOAD(4, at, pitch);
         HTPW_AMX_EACH_BLOCK(4, 5)
@@ -132,12 +135,13 @@ static HTPW_AMX void htpw_amx_matmul(const struct htpw_vnni_source *s, int32_t r
         } else {
             for (int32_t b = 0; b < blocks; b++) {
                 const int32_t c = o + b * HTPW_VNNI_BLOCK;
-                htpw_vnni_pack(w + (size_t)c * (size_t)s->products, s->products, out_c - c, ws + (size_t)b * block_bytes,
-                               own + HTPW_VNNI_BLOCK * b);
+                htpw_vnni_pack(w + (size_t)c * (size_t)s->products, s->products, out_c - c,
+                               ws + (size_t)b * block_bytes, own + HTPW_VNNI_BLOCK * b);
             }
         }
         /* x is signed here, so the correction for x + 128 goes */
-        htpw_vnni_begin(&u, q, in_offset + 128, s->products, bias, weight_sums, o, out_c - o < most ? out_c - o : most, blocks);
+        htpw_vnni_begin(&u, q, in_offset + 128, s->products, bias, weight_sums, o, out_c - o < most ? out_c - o : most,
+                        blocks);
         int8_t *to = y;
         for (int32_t t = 0; t < tiles; t++) {
             const int32_t r = t < tiles - 1 ? t * height : rows - height;
@@ -163,11 +167,13 @@ static HTPW_AMX void htpw_amx_matmul(const struct htpw_vnni_source *s, int32_t r
     htpw_amx_end();
 }
 
-static int htpw_amx_is_small(int32_t rows, int32_t products) { return rows <= HTPW_AMX_FEW || products <= HTPW_AMX_SHORT; }
+static int htpw_amx_is_small(int32_t rows, int32_t products) {
+    return rows <= HTPW_AMX_FEW || products <= HTPW_AMX_SHORT;
+}
 
 static void htpw_packed_s8_amx(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
-                               int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias, void *scratch,
-                               int8_t *y) {
+                               int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias,
+                               void *scratch, int8_t *y) {
     const struct htpw_vnni_source s = {x, in_c, NULL, 0, 0, 0};
     if (htpw_amx_is_small(rows, in_c)) {
         htpw_backend_x86_avx512vnni.packed(rows, in_c, out_c, q, in_offset, x, packed, bias, scratch, y);
@@ -187,8 +193,8 @@ static void htpw_conv1x1_s8_amx(int32_t rows, int32_t in_c, int32_t out_c, const
     }
 }
 
-static void htpw_conv_s8_amx(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                             const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
+static void htpw_conv_s8_amx(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                             const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     const int32_t rows = g->n * g->out_h * g->out_w, products = g->k_h * g->k_w * (g->in_c / g->groups);
     if (htpw_amx_is_small(rows, products / 4)) { /* tiles gain less where every row is copied first */
         htpw_backend_x86_avx512vnni.conv(g, q, in_offset, x, w, bias, scratch, y);
@@ -203,9 +209,8 @@ static void htpw_conv_s8_amx(const struct htpw_window *g, const struct htpw_requ
 }
 
 const struct htpw_backend htpw_backend_x86_amx = {
-    HTPW_BACKEND_X86_AMX, htpw_conv_s8_amx, htpw_depthwise_s8_vnni, htpw_conv1x1_s8_amx,
-    htpw_packed_s8_amx,   htpw_add_s8_vnni, htpw_avgpool_s8_vnni,   htpw_maxpool_s8_vnni,
-    htpw_conv1x1_s4_plain, NULL};
+    HTPW_BACKEND_X86_AMX, htpw_conv_s8_amx,     htpw_depthwise_s8_vnni, htpw_conv1x1_s8_amx,   htpw_packed_s8_amx,
+    htpw_add_s8_vnni,     htpw_avgpool_s8_vnni, htpw_maxpool_s8_vnni,   htpw_conv1x1_s4_plain, NULL};
 
 #else
 

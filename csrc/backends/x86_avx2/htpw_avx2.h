@@ -128,8 +128,8 @@ void htpw_avx2_begin(struct htpw_avx2_group *u, const struct htpw_requant *q, in
 /* Requantises sums[rows][8 * blocks], filled up to whole quads, into rows of y that are `stride` apart. */
 void htpw_avx2_finish(const struct htpw_avx2_group *u, int32_t rows, const int32_t *sums, size_t stride, int8_t *y);
 
-void htpw_depthwise_s8_avx2(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                            const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+void htpw_depthwise_s8_avx2(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                            const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 void htpw_add_s8_avx2(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
 void htpw_avgpool_s8_avx2(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
 void htpw_maxpool_s8_avx2(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);

@@ -22,14 +22,15 @@ HTPW_AVX2_INLINE __m256i htpw_avx2_channels(const int32_t *p, int32_t count) {
 }
 
 HTPW_AVX2 void htpw_avx2_begin(struct htpw_avx2_group *u, const struct htpw_requant *q, int32_t products,
-                                      const int32_t *bias, const int32_t *extra, int32_t o, int32_t count, int32_t blocks) {
+                               const int32_t *bias, const int32_t *extra, int32_t o, int32_t count, int32_t blocks) {
     const __m256i none = _mm256_setzero_si256();
     const int32_t fits = products <= HTPW_AVX2_PRODUCTS;
     const __m256i largest = _mm256_set1_epi32(fits ? products * 255 * 128 : 0);
     __m256i bad = _mm256_set1_epi32(fits ? 0 : -1), wide = none;
     for (int32_t b = 0; b < blocks; b++) {
         const int32_t c = o + HTPW_AVX2_BLOCK * b, left = count - HTPW_AVX2_BLOCK * b;
-        const __m256i m = q->per_channel ? htpw_avx2_channels(q->multiplier + c, left) : _mm256_set1_epi32(*q->multiplier);
+        const __m256i m =
+            q->per_channel ? htpw_avx2_channels(q->multiplier + c, left) : _mm256_set1_epi32(*q->multiplier);
         const __m256i s = q->per_channel ? htpw_avx2_channels(q->shift + c, left) : _mm256_set1_epi32(*q->shift);
         const __m256i start = bias != NULL ? htpw_avx2_channels(bias + c, left) : none;
         const __m256i more = extra != NULL ? htpw_avx2_load(extra + HTPW_AVX2_BLOCK * b) : none;
@@ -59,7 +60,8 @@ HTPW_AVX2 void htpw_avx2_begin(struct htpw_avx2_group *u, const struct htpw_requ
     u->blocks = blocks;
 }
 
-HTPW_AVX2_INLINE struct htpw_avx2_factor htpw_avx2_factor_of(const struct htpw_avx2_group *u, int32_t at, const int narrow) {
+HTPW_AVX2_INLINE struct htpw_avx2_factor htpw_avx2_factor_of(const struct htpw_avx2_group *u, int32_t at,
+                                                             const int narrow) {
     const __m256i low = htpw_avx2_load(u->low + at), sign = _mm256_set1_epi32(2 << 16);
     const struct htpw_avx2_factor f = {htpw_avx2_load(u->left + at), htpw_avx2_load(u->multiplier + at),
                                        narrow ? low : _mm256_and_si256(low, sign), htpw_avx2_load(u->round + at),
@@ -68,8 +70,8 @@ HTPW_AVX2_INLINE struct htpw_avx2_factor htpw_avx2_factor_of(const struct htpw_a
 }
 
 /* Requantises sums[rows][8 * blocks], filled up to whole quads, into rows of y that are `stride` apart. */
-HTPW_AVX2_INLINE void htpw_avx2_finish_as(const struct htpw_avx2_group *u, int32_t rows, const int32_t *sums, size_t stride,
-                                          int8_t *y, const int narrow) {
+HTPW_AVX2_INLINE void htpw_avx2_finish_as(const struct htpw_avx2_group *u, int32_t rows, const int32_t *sums,
+                                          size_t stride, int8_t *y, const int narrow) {
     const struct htpw_avx2_output t = htpw_avx2_output(u->q->out_offset, u->q->act_min, u->q->act_max);
     const int32_t width = HTPW_AVX2_BLOCK * u->blocks, count = u->count;
     for (int32_t r = 0; r < rows; sums += HTPW_AVX2_LANES) {
@@ -94,7 +96,7 @@ HTPW_AVX2_INLINE void htpw_avx2_finish_as(const struct htpw_avx2_group *u, int32
 }
 
 HTPW_AVX2 void htpw_avx2_finish(const struct htpw_avx2_group *u, int32_t rows, const int32_t *sums, size_t stride,
-                                       int8_t *y) {
+                                int8_t *y) {
     if (u->mode == HTPW_AVX2_NARROW) {
         htpw_avx2_finish_as(u, rows, sums, stride, y, 1);
     } else if (u->mode == HTPW_AVX2_WIDE) {
@@ -143,14 +145,14 @@ HTPW_AVX2_INLINE void htpw_avx2_tile(const int rows, const int blocks, int32_t s
         const struct htpw_avx2_row v = htpw_avx2_load_row(w, block, blocks);
 #define HTPW_AVX2_ADD(r)                                                                                               \
     if ((r) < rows) {                                                                                                  \
-        htpw_avx2_step(&s##r, x + (r)*pitch, &v, blocks);                                                              \
+        htpw_avx2_step(&s##r, x + (r) * pitch, &v, blocks);                                                            \
     }
         HTPW_AVX2_EACH_ROW(HTPW_AVX2_ADD)
     }
 #define HTPW_AVX2_STORE(r)                                                                                             \
-    htpw_avx2_store(sums + (r)*HTPW_AVX2_BLOCK * blocks, s##r.a);                                                      \
+    htpw_avx2_store(sums + (r) * HTPW_AVX2_BLOCK * blocks, s##r.a);                                                    \
     if (blocks > 1) {                                                                                                  \
-        htpw_avx2_store(sums + (r)*HTPW_AVX2_BLOCK * blocks + HTPW_AVX2_BLOCK, s##r.b);                                \
+        htpw_avx2_store(sums + (r) * HTPW_AVX2_BLOCK * blocks + HTPW_AVX2_BLOCK, s##r.b);                              \
     }
     HTPW_AVX2_EACH_ROW(HTPW_AVX2_STORE)
 }
@@ -337,7 +339,8 @@ static HTPW_AVX2 void htpw_conv1x1_s8_avx2(int32_t rows, int32_t in_c, int32_t o
 }
 
 static HTPW_AVX2 void htpw_conv_s8_avx2(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                        const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
+                                        const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch,
+                                        int8_t *y) {
     for (int32_t group = 0; group < g->groups; group++) {
         const struct htpw_group part = htpw_group_of(g, q, group, w, bias);
         const struct htpw_avx2_source s = {x, part.products, g, group, in_offset};
@@ -347,10 +350,8 @@ static HTPW_AVX2 void htpw_conv_s8_avx2(const struct htpw_window *g, const struc
 }
 
 const struct htpw_backend htpw_backend_x86_avx2 = {
-    HTPW_BACKEND_X86_AVX2, htpw_conv_s8_avx2, htpw_depthwise_s8_avx2, htpw_conv1x1_s8_avx2,
-    htpw_packed_s8_avx2,   htpw_add_s8_avx2,  htpw_avgpool_s8_avx2,   htpw_maxpool_s8_avx2,
-    htpw_conv1x1_s4_plain,
-    NULL};
+    HTPW_BACKEND_X86_AVX2, htpw_conv_s8_avx2,    htpw_depthwise_s8_avx2, htpw_conv1x1_s8_avx2,  htpw_packed_s8_avx2,
+    htpw_add_s8_avx2,      htpw_avgpool_s8_avx2, htpw_maxpool_s8_avx2,   htpw_conv1x1_s4_plain, NULL};
 
 #else
 

@@ -96,8 +96,7 @@ static HTPW_AVX2 void htpw_avx2_depthwise(const struct htpw_window *g, const str
 }
 
 HTPW_AVX2 void htpw_depthwise_s8_avx2(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                             const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch,
-                                             int8_t *y) {
+                                      const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     (void)scratch;
     if (g->out_c != g->in_c || g->k_h > HTPW_AVX2_TAPS || g->k_w > HTPW_AVX2_TAPS || g->k_h * g->k_w > HTPW_AVX2_TAPS) {
         htpw_depthwise_s8_ref(g, q, in_offset, x, w, bias, y);
@@ -113,7 +112,8 @@ HTPW_AVX2 void htpw_depthwise_s8_avx2(const struct htpw_window *g, const struct 
 /* Element-wise sum and pools. */
 
 /* A shift of `left` and a factor with shift <= 0. */
-HTPW_AVX2_INLINE struct htpw_avx2_factor htpw_avx2_factor(int32_t left, int32_t multiplier, int32_t shift, const int narrow) {
+HTPW_AVX2_INLINE struct htpw_avx2_factor htpw_avx2_factor(int32_t left, int32_t multiplier, int32_t shift,
+                                                          const int narrow) {
     const __m256i m = _mm256_set1_epi32(multiplier), r = _mm256_set1_epi32(-shift);
     const struct htpw_avx2_factor f = {_mm256_set1_epi32(left + 2), m, htpw_avx2_low(m, r, narrow), htpw_avx2_round(r),
                                        _mm256_add_epi32(r, _mm256_set1_epi32(1))};
@@ -125,8 +125,8 @@ HTPW_AVX2_INLINE __m256i htpw_avx2_input(const int8_t *p, __m256i offset) {
 }
 
 /* Whole quads; returns how many elements that is. */
-HTPW_AVX2_INLINE size_t htpw_avx2_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y,
-                                      const int narrow) {
+HTPW_AVX2_INLINE size_t htpw_avx2_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b,
+                                      int8_t *y, const int narrow) {
     const struct htpw_avx2_factor fa = htpw_avx2_factor(p->left_shift, p->a_multiplier, p->a_shift, narrow);
     const struct htpw_avx2_factor fb = htpw_avx2_factor(p->left_shift, p->b_multiplier, p->b_shift, narrow);
     const struct htpw_avx2_factor fy = htpw_avx2_factor(0, p->out_multiplier, p->out_shift, narrow);
@@ -146,13 +146,14 @@ HTPW_AVX2_INLINE size_t htpw_avx2_add(size_t n, const struct htpw_elementwise *p
 }
 
 HTPW_AVX2 void htpw_add_s8_avx2(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b,
-                                       int8_t *y) {
+                                int8_t *y) {
     const int32_t lowest = p->a_shift < p->b_shift ? p->a_shift : p->b_shift;
     const int32_t highest = p->a_shift > p->b_shift ? p->a_shift : p->b_shift;
     size_t done = 0; /* beyond 255 << 20 < 2^28 for each term the vector code is not proven */
     if (p->left_shift <= 20 && highest <= 0 && p->out_shift <= 0 && lowest >= -29 && p->out_shift >= -29) {
-        done = ((p->a_multiplier | p->b_multiplier | p->out_multiplier) & 0xFFFF) == 0 ? htpw_avx2_add(n, p, a, b, y, 1)
-                                                                                       : htpw_avx2_add(n, p, a, b, y, 0);
+        done = ((p->a_multiplier | p->b_multiplier | p->out_multiplier) & 0xFFFF) == 0
+                   ? htpw_avx2_add(n, p, a, b, y, 1)
+                   : htpw_avx2_add(n, p, a, b, y, 0);
     }
     htpw_add_s8_ref(n - done, p, a + done, b + done, y + done);
 }
@@ -181,8 +182,8 @@ static HTPW_AVX2 __m128i htpw_avx2_top(const struct htpw_window *g, struct htpw_
 }
 
 /* One output cell. */
-static HTPW_AVX2 void htpw_avx2_pool_cell(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
-                                          int8_t *y, int32_t y0, int32_t x0, int32_t want_mean) {
+static HTPW_AVX2 void htpw_avx2_pool_cell(const struct htpw_window *g, int32_t act_min, int32_t act_max,
+                                          const int8_t *x, int8_t *y, int32_t y0, int32_t x0, int32_t want_mean) {
     const int32_t lanes = want_mean ? 8 : 16;
     struct htpw_taps ty = htpw_clip(y0, g->k_h, 1, g->in_h), tx = htpw_clip(x0, g->k_w, 1, g->in_w);
     const int32_t cells = (ty.end - ty.first) * (tx.end - tx.first), half = cells / 2;
@@ -196,7 +197,8 @@ static HTPW_AVX2 void htpw_avx2_pool_cell(const struct htpw_window *g, int32_t a
             int32_t sums[8];
             htpw_avx2_store(sums, htpw_avx2_sum(g, ty, tx, x + c));
             for (int32_t j = 0; j < 8; j++) {
-                y[c + j] = (int8_t)htpw_clamp((sums[j] > 0 ? sums[j] + half : sums[j] - half) / cells, act_min, act_max);
+                y[c + j] =
+                    (int8_t)htpw_clamp((sums[j] > 0 ? sums[j] + half : sums[j] - half) / cells, act_min, act_max);
             }
         } else {
             const __m128i top = htpw_avx2_top(g, ty, tx, x + c, _mm_set1_epi8((int8_t)act_min));

@@ -78,8 +78,8 @@ HTPW_VNNI_INLINE __m512i htpw_vnni_high(__m512i y, __m512i multiplier) {
 HTPW_VNNI_INLINE __m512i htpw_vnni_requantise(__m512i y, __m512i multiplier, __m512i low, __m512i round, __m512i right,
                                               const int narrow) {
     const __m512i pair = _mm512_set1_epi32(-0x1FFFF); /* (1, -2) */
-    const __m512i t = narrow ? _mm512_dpwssd_epi32(round, y, multiplier)
-                             : _mm512_add_epi32(round, htpw_vnni_high(y, multiplier));
+    const __m512i t =
+        narrow ? _mm512_dpwssd_epi32(round, y, multiplier) : _mm512_add_epi32(round, htpw_vnni_high(y, multiplier));
     return _mm512_srav_epi32(_mm512_dpwssd_epi32(t, _mm512_mulhi_epu16(y, low), pair), right);
 }
 
@@ -123,7 +123,8 @@ HTPW_VNNI_INLINE __m512i htpw_vnni_scale(__m512i v, const struct htpw_vnni_facto
     return htpw_vnni_requantise(_mm512_sllv_epi32(v, f->left), f->multiplier, f->low, f->round, f->right, narrow);
 }
 
-HTPW_VNNI_INLINE struct htpw_vnni_factor htpw_vnni_factor_of(const struct htpw_vnni_group *u, int32_t at, const int narrow) {
+HTPW_VNNI_INLINE struct htpw_vnni_factor htpw_vnni_factor_of(const struct htpw_vnni_group *u, int32_t at,
+                                                             const int narrow) {
     const __m512i low = _mm512_load_si512(u->low + at), sign = _mm512_set1_epi32(2 << 16);
     const struct htpw_vnni_factor f = {_mm512_load_si512(u->left + at), _mm512_load_si512(u->multiplier + at),
                                        narrow ? low : _mm512_and_si512(low, sign), _mm512_load_si512(u->round + at),
@@ -144,8 +145,8 @@ void htpw_vnni_rows(const struct htpw_vnni_source *s, int32_t row, int32_t rows,
 /* One block of row-major weights into the cache layout, with the rows' sums; rows beyond `rows` are 0. */
 void htpw_vnni_pack(const int8_t *w, int32_t products, int32_t rows, int8_t *packed, int32_t *sums);
 
-void htpw_depthwise_s8_vnni(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                            const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+void htpw_depthwise_s8_vnni(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                            const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 void htpw_add_s8_vnni(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
 void htpw_avgpool_s8_vnni(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
 void htpw_maxpool_s8_vnni(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);

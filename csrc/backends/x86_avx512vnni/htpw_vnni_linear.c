@@ -7,8 +7,8 @@
 #ifdef HTPW_HAS_X86_AVX512VNNI
 
 HTPW_VNNI void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requant *q, int32_t in_offset,
-                                      int32_t products, const int32_t *bias, const int32_t *sums, int32_t o,
-                                      int32_t count, int32_t blocks) {
+                               int32_t products, const int32_t *bias, const int32_t *sums, int32_t o, int32_t count,
+                               int32_t blocks) {
     const __m512i none = _mm512_setzero_si512(), correction = _mm512_set1_epi32(in_offset - 128);
     const int32_t fits = products <= HTPW_VNNI_PRODUCTS;
     const __m512i largest = _mm512_set1_epi32(fits ? products * 255 * 128 : 0);
@@ -16,7 +16,8 @@ HTPW_VNNI void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requ
     for (int32_t b = 0; b < blocks; b++) {
         const __mmask16 k = htpw_vnni_mask16(count - HTPW_VNNI_BLOCK * b);
         const int32_t c = o + HTPW_VNNI_BLOCK * b;
-        const __m512i m = q->per_channel ? _mm512_maskz_loadu_epi32(k, q->multiplier + c) : _mm512_set1_epi32(*q->multiplier);
+        const __m512i m =
+            q->per_channel ? _mm512_maskz_loadu_epi32(k, q->multiplier + c) : _mm512_set1_epi32(*q->multiplier);
         const __m512i s = q->per_channel ? _mm512_maskz_loadu_epi32(k, q->shift + c) : _mm512_set1_epi32(*q->shift);
         const __m512i start = bias != NULL ? _mm512_maskz_loadu_epi32(k, bias + c) : none;
         const __m512i l = _mm512_max_epi32(s, none), r = _mm512_sub_epi32(l, s);
@@ -44,8 +45,8 @@ HTPW_VNNI void htpw_vnni_begin(struct htpw_vnni_group *u, const struct htpw_requ
 }
 
 /* Requantises sums[rows][16 * blocks], filled up to whole quads, into rows of y that are `stride` apart. */
-HTPW_VNNI_INLINE void htpw_vnni_finish_as(const struct htpw_vnni_group *u, int32_t rows, const int32_t *sums, size_t stride,
-                                          int8_t *y, const int narrow) {
+HTPW_VNNI_INLINE void htpw_vnni_finish_as(const struct htpw_vnni_group *u, int32_t rows, const int32_t *sums,
+                                          size_t stride, int8_t *y, const int narrow) {
     const struct htpw_vnni_factor f0 = htpw_vnni_factor_of(u, 0, narrow), f1 = htpw_vnni_factor_of(u, 16, narrow);
     const struct htpw_vnni_factor f2 = htpw_vnni_factor_of(u, 32, narrow), f3 = htpw_vnni_factor_of(u, 48, narrow);
     const struct htpw_vnni_output t = htpw_vnni_output(u->q->out_offset, u->q->act_min, u->q->act_max);
@@ -71,7 +72,7 @@ HTPW_VNNI_INLINE void htpw_vnni_finish_as(const struct htpw_vnni_group *u, int32
 }
 
 HTPW_VNNI void htpw_vnni_finish(const struct htpw_vnni_group *u, int32_t rows, const int32_t *sums, size_t stride,
-                                       int8_t *y) {
+                                int8_t *y) {
     if (u->mode == HTPW_VNNI_NARROW) {
         htpw_vnni_finish_as(u, rows, sums, stride, y, 1);
     } else if (u->mode == HTPW_VNNI_WIDE) {
@@ -136,19 +137,20 @@ HTPW_VNNI_INLINE void htpw_vnni_tile(const int rows, const int blocks, int32_t s
         const struct htpw_vnni_row v = htpw_vnni_load(w, block, blocks);
 #define HTPW_VNNI_ADD(r)                                                                                               \
     if ((r) < rows) {                                                                                                  \
-        htpw_vnni_step(&s##r, x + (r)*pitch, &v, blocks);                                                              \
+        htpw_vnni_step(&s##r, x + (r) * pitch, &v, blocks);                                                            \
     }
         HTPW_VNNI_EACH_ROW(HTPW_VNNI_ADD)
     }
 #define HTPW_VNNI_STORE(r)                                                                                             \
     if ((r) < rows) {                                                                                                  \
-        htpw_vnni_store(&s##r, sums + (r)*HTPW_VNNI_BLOCK * blocks, blocks);                                           \
+        htpw_vnni_store(&s##r, sums + (r) * HTPW_VNNI_BLOCK * blocks, blocks);                                         \
     }
     HTPW_VNNI_EACH_ROW(HTPW_VNNI_STORE)
 }
 
 /* Tile heights that exist for 4, 2 and 1 blocks: whole quads, and no more than 24 registers of sums. */
-#define HTPW_VNNI_TILES(X) X(4, 1) X(4, 2) X(4, 4) X(4, 5) X(4, 6) X(2, 2) X(2, 4) X(2, 8) X(2, 12) X(1, 4) X(1, 8) X(1, 12)
+#define HTPW_VNNI_TILES(X)                                                                                             \
+    X(4, 1) X(4, 2) X(4, 4) X(4, 5) X(4, 6) X(2, 2) X(2, 4) X(2, 8) X(2, 12) X(1, 4) X(1, 8) X(1, 12)
 
 /* The lowest tile of at least `rows` rows. */
 static int32_t htpw_vnni_height(int32_t blocks, int32_t rows) {
@@ -177,7 +179,8 @@ static HTPW_VNNI void htpw_vnni_run_tile(int32_t rows, int32_t blocks, int32_t s
 /* n bytes of x, `flip` applied; with `filled` up to 3 more, of any value, so that the last step is whole. */
 HTPW_VNNI_INLINE void htpw_vnni_copy(const int8_t *x, int32_t n, int filled, int8_t flip, uint8_t *to) {
     for (int32_t i = 0; i < n; i += 64) {
-        const __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(htpw_vnni_mask64(n - i), x + i), _mm512_set1_epi8(flip));
+        const __m512i v =
+            _mm512_xor_si512(_mm512_maskz_loadu_epi8(htpw_vnni_mask64(n - i), x + i), _mm512_set1_epi8(flip));
         _mm512_mask_storeu_epi8(to + i, htpw_vnni_mask64(filled ? (n - i + 3) & ~3 : n - i), v);
     }
 }
@@ -288,11 +291,12 @@ static HTPW_VNNI void htpw_vnni_matmul(const struct htpw_vnni_source *s, int32_t
         } else {
             for (int32_t b = 0; b < blocks; b++) {
                 const int32_t c = o + b * HTPW_VNNI_BLOCK;
-                htpw_vnni_pack(w + (size_t)c * (size_t)s->products, s->products, out_c - c, ws + (size_t)b * block_bytes,
-                               own + HTPW_VNNI_BLOCK * b);
+                htpw_vnni_pack(w + (size_t)c * (size_t)s->products, s->products, out_c - c,
+                               ws + (size_t)b * block_bytes, own + HTPW_VNNI_BLOCK * b);
             }
         }
-        htpw_vnni_begin(&u, q, in_offset, s->products, bias, weight_sums, o, out_c - o < most ? out_c - o : most, blocks);
+        htpw_vnni_begin(&u, q, in_offset, s->products, bias, weight_sums, o, out_c - o < most ? out_c - o : most,
+                        blocks);
 
         const int32_t highest = blocks == 4 ? 6 : HTPW_VNNI_ROWS, tiles = (rows + highest - 1) / highest;
         for (int32_t r = 0, t = 0, n; t < tiles; t++, r += n) { /* tiles of about equal height */
@@ -357,20 +361,21 @@ static HTPW_VNNI void htpw_conv1x1_s8_vnni(int32_t rows, int32_t in_c, int32_t o
 }
 
 static HTPW_VNNI void htpw_conv_s8_vnni(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                        const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
+                                        const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch,
+                                        int8_t *y) {
     for (int32_t group = 0; group < g->groups; group++) {
         const struct htpw_group part = htpw_group_of(g, q, group, w, bias);
         const struct htpw_vnni_source s = {x, part.products, g, group, (int8_t)-in_offset, HTPW_VNNI_FLIP};
-        htpw_vnni_matmul(&s, g->n * g->out_h * g->out_w, part.out_c, &part.q, in_offset, NULL, part.w, part.bias, scratch,
-                         (size_t)g->out_c, y + part.o);
+        htpw_vnni_matmul(&s, g->n * g->out_h * g->out_w, part.out_c, &part.q, in_offset, NULL, part.w, part.bias,
+                         scratch, (size_t)g->out_c, y + part.o);
     }
 }
 
-const struct htpw_backend htpw_backend_x86_avx512vnni = {
-    HTPW_BACKEND_X86_AVX512VNNI, htpw_conv_s8_vnni, htpw_depthwise_s8_vnni, htpw_conv1x1_s8_vnni,
-    htpw_packed_s8_vnni,         htpw_add_s8_vnni,  htpw_avgpool_s8_vnni,   htpw_maxpool_s8_vnni,
-    htpw_conv1x1_s4_plain,
-    NULL};
+const struct htpw_backend htpw_backend_x86_avx512vnni = {HTPW_BACKEND_X86_AVX512VNNI, htpw_conv_s8_vnni,
+                                                         htpw_depthwise_s8_vnni,      htpw_conv1x1_s8_vnni,
+                                                         htpw_packed_s8_vnni,         htpw_add_s8_vnni,
+                                                         htpw_avgpool_s8_vnni,        htpw_maxpool_s8_vnni,
+                                                         htpw_conv1x1_s4_plain,       NULL};
 
 #else
 

@@ -7,13 +7,13 @@
 
 enum {
     HTPW_VNNI_STEP = 4 * HTPW_VNNI_LANES, /* bytes */
-    HTPW_VNNI_BATCH = 8                   /* groups of 64 lanes that are requantised together */
+    HTPW_VNNI_BATCH = 8 /* groups of 64 lanes that are requantised together */
 };
 
 /* How to reach the taps of a window from its first, and the weights in the order of htpw_vnni_steps. */
 struct htpw_vnni_taps {
     int32_t steps, width; /* channels: 16, 32 or 64 */
-    __mmask16 lanes;      /* of 16; with more channels all */
+    __mmask16 lanes; /* of 16; with more channels all */
     size_t inside[HTPW_VNNI_TAPS]; /* distances in x */
     size_t copied[HTPW_VNNI_TAPS]; /* distances in a copy of 64 lanes, for windows that leave the input */
     int8_t weights[HTPW_VNNI_TAPS * HTPW_VNNI_LANES] HTPW_VNNI_QUAD;
@@ -64,8 +64,8 @@ static HTPW_VNNI void htpw_vnni_turn(int32_t *words) {
 }
 
 /* sums[64], turned, of up to 4 cells. */
-HTPW_VNNI_INLINE void htpw_vnni_steps(const struct htpw_vnni_taps *t, const struct htpw_vnni_cell *c, const size_t *from,
-                                      const int32_t *first, int32_t *sums, const int width) {
+HTPW_VNNI_INLINE void htpw_vnni_steps(const struct htpw_vnni_taps *t, const struct htpw_vnni_cell *c,
+                                      const size_t *from, const int32_t *first, int32_t *sums, const int width) {
     __m512i s0 = _mm512_load_si512(first), s1 = _mm512_load_si512(first + 16);
     __m512i s2 = _mm512_load_si512(first + 32), s3 = _mm512_load_si512(first + 48);
     const int8_t *w = t->weights;
@@ -130,8 +130,8 @@ HTPW_VNNI_INLINE void htpw_vnni_finish_turned_as(const struct htpw_vnni_group *u
     }
 }
 
-static HTPW_VNNI void htpw_vnni_finish_turned(const struct htpw_vnni_group *u, int32_t cells, int32_t *sums, int32_t width,
-                                              size_t stride, int8_t *y) {
+static HTPW_VNNI void htpw_vnni_finish_turned(const struct htpw_vnni_group *u, int32_t cells, int32_t *sums,
+                                              int32_t width, size_t stride, int8_t *y) {
     if (u->mode == HTPW_VNNI_NARROW) {
         htpw_vnni_finish_turned_as(u, cells, sums, width, stride, y, 1);
     } else if (u->mode == HTPW_VNNI_WIDE) {
@@ -156,7 +156,8 @@ static HTPW_VNNI void htpw_vnni_taps(const struct htpw_window *g, const int8_t *
     for (int32_t i = 0, ky = 0, kx = 0; i < 4 * t->steps; i++) {
         t->inside[i] = htpw_cell(0, ky * g->dil_h, kx * g->dil_w, 0, g->in_w, g->in_c);
         t->copied[i] = (size_t)(ky * g->k_w + kx) * HTPW_VNNI_LANES;
-        if (i + 1 < count && ++kx == g->k_w) { /* taps that fill up the last step repeat the last one; their weight is 0 */
+        if (i + 1 < count &&
+            ++kx == g->k_w) { /* taps that fill up the last step repeat the last one; their weight is 0 */
             kx = 0;
             ky++;
         }
@@ -165,7 +166,8 @@ static HTPW_VNNI void htpw_vnni_taps(const struct htpw_window *g, const int8_t *
         __m512i tap[4], v[4];
         for (int32_t j = 0; j < 4; j++) {
             const int32_t at = 4 * i + j;
-            __m512i row = at < count ? _mm512_maskz_loadu_epi8(lanes, w + (size_t)at * (size_t)g->in_c) : _mm512_setzero_si512();
+            __m512i row =
+                at < count ? _mm512_maskz_loadu_epi8(lanes, w + (size_t)at * (size_t)g->in_c) : _mm512_setzero_si512();
             if (width == 16) {
                 row = _mm512_broadcast_i32x4(_mm512_castsi512_si128(row));
             } else if (width == 32) {
@@ -187,8 +189,8 @@ static HTPW_VNNI void htpw_vnni_taps(const struct htpw_window *g, const int8_t *
 
 /* 64, 32 or 16 channels from o on, or fewer if there are no more. */
 HTPW_VNNI_INLINE void htpw_vnni_depthwise(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                          const int8_t *x, const int8_t *w, const int32_t *bias, int32_t o, int32_t channels,
-                                          int8_t *y, const int width) {
+                                          const int8_t *x, const int8_t *w, const int32_t *bias, int32_t o,
+                                          int32_t channels, int8_t *y, const int width) {
     const int32_t per = HTPW_VNNI_LANES / width, all = g->out_h * g->out_w;
     const int32_t reach_h = (g->k_h - 1) * g->dil_h, reach_w = (g->k_w - 1) * g->dil_w;
     const size_t step = (size_t)g->in_c;
@@ -246,25 +248,26 @@ HTPW_VNNI_INLINE void htpw_vnni_depthwise(const struct htpw_window *g, const str
     }
 }
 
-static HTPW_VNNI void htpw_vnni_depthwise64(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                            const int8_t *x, const int8_t *w, const int32_t *bias, int32_t o, int8_t *y) {
+static HTPW_VNNI void htpw_vnni_depthwise64(const struct htpw_window *g, const struct htpw_requant *q,
+                                            int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
+                                            int32_t o, int8_t *y) {
     htpw_vnni_depthwise(g, q, in_offset, x, w, bias, o, 64, y, 64);
 }
 
-static HTPW_VNNI void htpw_vnni_depthwise32(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                            const int8_t *x, const int8_t *w, const int32_t *bias, int32_t o, int8_t *y) {
+static HTPW_VNNI void htpw_vnni_depthwise32(const struct htpw_window *g, const struct htpw_requant *q,
+                                            int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
+                                            int32_t o, int8_t *y) {
     htpw_vnni_depthwise(g, q, in_offset, x, w, bias, o, 32, y, 32);
 }
 
-static HTPW_VNNI void htpw_vnni_depthwise16(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                            const int8_t *x, const int8_t *w, const int32_t *bias, int32_t o,
-                                            int32_t channels, int8_t *y) {
+static HTPW_VNNI void htpw_vnni_depthwise16(const struct htpw_window *g, const struct htpw_requant *q,
+                                            int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
+                                            int32_t o, int32_t channels, int8_t *y) {
     htpw_vnni_depthwise(g, q, in_offset, x, w, bias, o, channels, y, 16);
 }
 
 HTPW_VNNI void htpw_depthwise_s8_vnni(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                                             const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch,
-                                             int8_t *y) {
+                                      const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     (void)scratch;
     if (g->out_c != g->in_c || g->k_h > HTPW_VNNI_TAPS || g->k_w > HTPW_VNNI_TAPS || g->k_h * g->k_w > HTPW_VNNI_TAPS) {
         htpw_depthwise_s8_ref(g, q, in_offset, x, w, bias, y);
@@ -288,15 +291,16 @@ HTPW_VNNI void htpw_depthwise_s8_vnni(const struct htpw_window *g, const struct 
 /* Element-wise sum and pools. */
 
 /* A shift of `left` and a factor with shift <= 0. */
-HTPW_VNNI_INLINE struct htpw_vnni_factor htpw_vnni_factor(int32_t left, int32_t multiplier, int32_t shift, const int narrow) {
+HTPW_VNNI_INLINE struct htpw_vnni_factor htpw_vnni_factor(int32_t left, int32_t multiplier, int32_t shift,
+                                                          const int narrow) {
     const __m512i m = _mm512_set1_epi32(multiplier), r = _mm512_set1_epi32(-shift);
     const struct htpw_vnni_factor f = {_mm512_set1_epi32(left + 2), m, htpw_vnni_low(m, r, narrow), htpw_vnni_round(r),
                                        _mm512_add_epi32(r, _mm512_set1_epi32(1))};
     return f;
 }
 
-HTPW_VNNI_INLINE void htpw_vnni_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y,
-                                    const int narrow) {
+HTPW_VNNI_INLINE void htpw_vnni_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b,
+                                    int8_t *y, const int narrow) {
     const struct htpw_vnni_factor fa = htpw_vnni_factor(p->left_shift, p->a_multiplier, p->a_shift, narrow);
     const struct htpw_vnni_factor fb = htpw_vnni_factor(p->left_shift, p->b_multiplier, p->b_shift, narrow);
     const struct htpw_vnni_factor fy = htpw_vnni_factor(0, p->out_multiplier, p->out_shift, narrow);
@@ -320,7 +324,7 @@ HTPW_VNNI_INLINE void htpw_vnni_add(size_t n, const struct htpw_elementwise *p, 
 }
 
 HTPW_VNNI void htpw_add_s8_vnni(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b,
-                                       int8_t *y) {
+                                int8_t *y) {
     const int32_t lowest = p->a_shift < p->b_shift ? p->a_shift : p->b_shift;
     const int32_t highest = p->a_shift > p->b_shift ? p->a_shift : p->b_shift;
     if (p->left_shift > 20 || highest > 0 || p->out_shift > 0 || lowest < -29 || p->out_shift < -29) {
@@ -362,7 +366,8 @@ static HTPW_VNNI void htpw_vnni_mean(const struct htpw_window *g, const struct h
         _mm512_storeu_si512(sums, sum);
         for (int32_t j = 0; j < HTPW_VNNI_BLOCK && c + j < g->in_c; j++) {
             const int32_t half = cells->count / 2;
-            y[c + j] = (int8_t)htpw_clamp((sums[j] > 0 ? sums[j] + half : sums[j] - half) / cells->count, act_min, act_max);
+            y[c + j] =
+                (int8_t)htpw_clamp((sums[j] > 0 ? sums[j] + half : sums[j] - half) / cells->count, act_min, act_max);
         }
     }
 }
@@ -399,12 +404,12 @@ HTPW_VNNI_INLINE void htpw_vnni_pool(const struct htpw_window *g, int32_t act_mi
 }
 
 HTPW_VNNI void htpw_avgpool_s8_vnni(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
-                                           int8_t *y) {
+                                    int8_t *y) {
     htpw_vnni_pool(g, act_min, act_max, x, y, 1);
 }
 
 HTPW_VNNI void htpw_maxpool_s8_vnni(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
-                                           int8_t *y) {
+                                    int8_t *y) {
     htpw_vnni_pool(g, act_min, act_max, x, y, 0);
 }
 
