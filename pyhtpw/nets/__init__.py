@@ -8,6 +8,7 @@ from typing import Any
 
 from pyhtpw.errors import ConfigError
 from pyhtpw.nets.baselines import (
+    published_generator,
     regular_cnn,
     resnet1d_small,
     ternary_separable,
@@ -28,6 +29,7 @@ __all__ = [
     "build",
     "hypertinypw",
     "load_heads",
+    "published_generator",
     "regular_cnn",
     "resnet1d_small",
     "same_padding",
@@ -50,6 +52,7 @@ _BUILDERS: dict[str, Callable[..., Graph]] = {
     "tiny_cnn": tiny_cnn,
     "tiny_vae_head": tiny_vae_head,
     "ternary_separable": ternary_separable,
+    "published_generator": published_generator,
 }
 NAMES = tuple(_BUILDERS)
 """The names that `build` knows."""

@@ -82,6 +82,11 @@ def fit_network(
     """
     check_params(graph, params)
     wanted = graph.with_heads(heads)
+    for node in wanted.generated_nodes():
+        if node.head.published:
+            raise ConfigError(
+                f"node {node.name!r}: a published head is trained, not fitted; fit dense:dz=16,hidden=96+96+96, which has its size"
+            )
     kernels = {name: np.asarray(k, np.float64) for name, k in Model(graph, params, dtype=np.float64).kernels().items()}
     stored = {f"{name}.weight": kernel for name, kernel in kernels.items()}
     plain = graph.stored()
