@@ -126,7 +126,7 @@ def test_convolution_gradients(op, relu, norm, shape):
         (Node("n", "silu", ("a",), 3), [(9, 7, 3)]),
         (Node("n", "silu", ("a",), 1), [(1, 1, 1)]),
         (Node("n", "conv", ("a",), 7, 5, branches=(1, 3, 5)), [(9, 7, 3)]),
-        (Node("n", "conv", ("a",), 5, 7, branches=(3, 7), norm=True, relu=True, bias=True), [(3, 2, 1)]),
+        (Node("n", "conv", ("a",), 5, 7, branches=(3, 7), norm="group", relu=True, bias=True), [(3, 2, 1)]),
         (Node("n", "squeeze_excite", ("a",), 5, hidden=3, bias=True), [(9, 7, 5)]),
         (Node("n", "squeeze_excite", ("a",), 5, hidden=3, relu=True), [(9, 7, 5)]),
         (Node("n", "squeeze_excite", ("a",), 1, hidden=1, bias=True), [(2, 1, 1)]),

@@ -346,7 +346,7 @@ class Graph:
                 )
             elif node.name in kernels:
                 found[f"{node.name}.weight"] = kernels[node.name]
-            if node.op == "fc" or node.bias:
+            if node.op == "fc" or (node.bias and node.op in _NORM_OPS):
                 found[f"{node.name}.bias"] = (node.cout,)
             if node.op in _HIDDEN_OPS:
                 second, rows = ("expand", node.cout) if node.op == "squeeze_excite" else ("score", 1)
