@@ -19,12 +19,15 @@ Heads = Mapping[str, str | HeadSpec] | None
 VAE_STEPS, VAE_LATENT = 8, 16
 PUBLISHED = "dense:dz=16,hidden=96+96+96,code_bits=8,published"
 """Head of the one generated kernel of `published_generator`: 11,344 parameters of generator and code, 205,824 of head."""
-TERNARY = {"pw": "stored:bits=2", "pw1": "stored:bits=2"}
-"""Heads of `ternary_separable` if nothing else is said."""
 
 
 def _graph(name: str, t: int, channels_in: int, classes: int, nodes: list[Node], heads: Heads) -> Graph:
     return Graph(name, (t, channels_in), classes, tuple(nodes)).with_heads(heads or {})
+
+
+def _ternary(rule: str) -> dict[str, str]:
+    """Heads of `ternary_separable` if nothing else is said."""
+    return dict.fromkeys(("pw", "pw1"), f"stored:bits=2,rule={rule}")
 
 
 def _ending(source: str, channels: int, classes: int) -> list[Node]:
@@ -195,14 +198,17 @@ def published_generator(
     return _graph("published_generator", t, channels_in, classes, nodes, {"pw3": PUBLISHED} if heads is None else heads)
 
 
-def ternary_separable(t: int, channels_in: int = 1, classes: int = 2, *, heads: Heads = None) -> Graph:
+def ternary_separable(
+    t: int, channels_in: int = 1, classes: int = 2, *, rule: str = "best", heads: Heads = None
+) -> Graph:
     """Build a separable network whose pointwise kernels are stored in 2 bits.
 
     A stem of 16 filters of 7 taps, stride 2, and a max pool of 2; blocks of a depthwise convolution of 5 taps and a
     pointwise one to 32, 32, 64 and 64 channels, strides 2, 1, 2 and 1.  BatchNorm and ReLU follow every convolution, as
-    in `hypertinypw`.  Published kernels are {-1, 0, 1} times a scale per filter, by a threshold of 0.7 of the largest weight;
-    here the scale is the one with the least squared error, and -2 may occur: two bits hold it.  Train with ``--aware`` to
-    have these kernels in every forward pass.
+    in `hypertinypw`.  Published kernels are {-1, 0, 1} times a scale per filter, by a threshold of 0.7 of the filter's largest
+    weight: ``rule`` "max".  "mean" takes 0.7 of the mean instead (Li and Liu, arXiv:1605.04711).  With "best" the scale is the
+    one with the least squared error, and -2 may occur: two bits hold it.  Train with ``--aware`` to have these kernels in every
+    forward pass.  ``rule`` is for the heads that the network has by itself; other ``heads`` say their own.
     """
     nodes = [
         Node("stem", "conv", (INPUT,), 16, 7, 2, norm=True, relu=True),
@@ -214,4 +220,4 @@ def ternary_separable(t: int, channels_in: int = 1, classes: int = 2, *, heads: 
         nodes.append(Node(f"pw{i}", "pointwise", (f"dw{i}",), width, norm=True, relu=True))
         source, channels = f"pw{i}", width
     nodes += _ending(source, channels, classes)
-    return _graph("ternary_separable", t, channels_in, classes, nodes, TERNARY if heads is None else heads)
+    return _graph("ternary_separable", t, channels_in, classes, nodes, _ternary(rule) if heads is None else heads)

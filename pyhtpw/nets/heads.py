@@ -4,7 +4,8 @@ up to.
 A specification is one line of text, ``kind`` or ``kind:key=value,key=value,flag``:
 
 ==============  ====================================================================================================
-``stored``      ``bits`` 8, 4 or 2; flags ``narrow`` (run as packed 4-bit weights) and ``per_tensor``
+``stored``      ``bits`` 8, 4 or 2; flags ``narrow`` (run as packed 4-bit weights) and ``per_tensor``; ``rule`` of 2 bits: best
+                (-2 to 1, the least squared error), or ternary, where |w| is over 0.7 of the largest (max) or mean (mean) |w|
 ``dense``       Eq. 2, one code and one matrix (n, d) per kernel; flag ``published`` (see below)
 ``factorised``  Eq. 3, ``rank``; ``share`` = b (one B for all layers), a (one A for kernels of equal size) or none
 ``tiled``       one matrix (``tile``, d) for all tiles of all kernels, a code per tile
@@ -41,7 +42,7 @@ DEFAULT_TILE = {"tiled": 32, "seeded": 32, "codebook": 16}
 
 _GENERATOR = ("dz", "hidden", "code_bits", "generator_bits")
 _KEYS = {
-    "stored": ("bits", "narrow", "per_tensor"),
+    "stored": ("bits", "rule", "narrow", "per_tensor"),
     "dense": (*_GENERATOR, "head_bits", "narrow", "published", "group"),
     "factorised": (*_GENERATOR, "head_bits", "rank", "share", "narrow", "group"),
     "tiled": ("tile", *_GENERATOR, "head_bits", "narrow", "group"),
@@ -71,6 +72,7 @@ _CHOICES = {
     "generator_bits": (4, 6, 8),
     "share": ("b", "a", "none"),
     "of": ("stored", "generated"),
+    "rule": ("best", "max", "mean"),
 }
 _FLAGS = ("narrow", "per_tensor", "published")
 
@@ -101,6 +103,7 @@ class HeadSpec:
     per_tensor: bool = False
     group: str = ""
     published: bool = False
+    rule: str = "best"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -117,6 +120,8 @@ class HeadSpec:
                 raise self._fail(f"has no key {name!r}{self._of()}; its keys are {', '.join(keys)}")
         if self.kind == "codebook" and self.of == "stored" and self.narrow and self.bits == 8:
             raise self._fail("narrow kernels take 4-bit values; set bits to 4 or 2")
+        if self.rule != "best" and self.bits != 2:
+            raise self._fail(f"rule {self.rule} makes ternary kernels; set bits to 2")
         if self.published and len(self.hidden) < 2:
             raise self._fail("published has its own last layer; give two or three hidden ones, like 96+96+96")
         if self.kind == "stored" and self.narrow and self.bits == 8:
@@ -238,7 +243,7 @@ def _value(kind: str, key: str, text: str, given: bool) -> object:
         if given:
             raise ConfigError(f"head {kind!r}: {key} is a flag; write it without '='")
         return True
-    if key in ("share", "of", "group"):
+    if key in ("share", "of", "group", "rule"):
         return text
     try:
         if key == "hidden":

@@ -113,7 +113,7 @@ def fit_network(
             errors[node.name] = float(np.linalg.norm(made[node.name] - target) / max(np.linalg.norm(target), 1e-30))
         elif node.name in kernels:
             kernel = kernels[node.name]
-            rounded = nearest(kernel, node.head.bits, 1 if node.op == "depthwise" else 0)
+            rounded = nearest(kernel, node.head.bits, 1 if node.op == "depthwise" else 0, rule=node.head.rule)
             errors[node.name] = float(np.linalg.norm(rounded - kernel) / max(np.linalg.norm(kernel), 1e-30))
     seeds = {head.name: head.spec.seed for head in fit.graph.plan.heads if head.spec.kind == "seeded"}
     return fit.graph, found, Report(errors, seeds)

@@ -147,7 +147,7 @@ def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: Integer
         if node.head.kind == "stored" and (node.head.bits < 8 or node.head.per_tensor):
             try:
                 kernel, gain = _with_gain(node, params, _folded(node, params)[0])
-                kernel = nearest(kernel, node.head.bits, _channel_axis(node), node.head.per_tensor)
+                kernel = nearest(kernel, node.head.bits, _channel_axis(node), node.head.per_tensor, node.head.rule)
             except QuantiseError as error:
                 raise QuantiseError(f"node {node.name}: {error}") from error
             values[f"{node.name}.weight"] = np.ascontiguousarray(kernel / gain, np.float32)
@@ -202,7 +202,8 @@ def _linear(node: Node, params, values, scales: dict[str, Scale], heads: Integer
         w_scale = gain * step
     else:
         kernel, head = _with_gain(node, params, gain)[0], node.head
-        q, scaling = quantise_stored(kernel, y.scale / x.scale, head.bits, bits, _channel_axis(node), head.per_tensor)
+        axis = _channel_axis(node)
+        q, scaling = quantise_stored(kernel, y.scale / x.scale, head.bits, bits, axis, head.per_tensor, head.rule)
         weights = Stored(q.reshape(image_shape(node.op, q.shape)), head.bits, head.narrow)
         w_scale = scaling.real * y.scale / x.scale
     shape = weights.shape if node.name in heads.sources else weights.values.shape
