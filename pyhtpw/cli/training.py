@@ -94,12 +94,14 @@ def train(
 ) -> None:
     """Train the recipe's network, or the one you describe, and keep the checkpoint that validation chose."""
     from pyhtpw import pipeline, training
+    from pyhtpw.data.hrv import for_network
     from pyhtpw.packing import parse_heads
 
     if not dry_run:
         pipeline.prepare_folder(out)
     dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
     chosen = training.changed(recipe_of(data, dataset), config=config, net=net, heads=parse_heads(head or []), aware=aware)
+    dataset = for_network(chosen.net, dataset)
     if dry_run:
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return

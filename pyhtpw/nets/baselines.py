@@ -150,6 +150,34 @@ def tiny_vae_head(t: int, channels_in: int = 1, classes: int = 2, *, heads: Head
     return _graph("tiny_vae_head", t, channels_in, classes, nodes, heads)
 
 
+def hrv_featnet(t: int, channels_in: int = 16, classes: int = 2, *, heads: Heads = None) -> Graph:
+    """Build a linear layer on 16 features of a window: 34 parameters for two classes.
+
+    The features, 8 of heart-rate variability and 8 of amplitude and spectrum, are made by `pyhtpw.data.hrv.featured`, which
+    has the channels in their order and ``t`` 1.  They are no part of the network, and of no image: finding beats is nothing
+    that the operators of an image can do.
+    """
+    return _features("hrv_featnet", 16, t, channels_in, classes, heads)
+
+
+def hrv_beats(t: int, channels_in: int = 8, classes: int = 2, *, heads: Heads = None) -> Graph:
+    """Build a linear layer on the 8 features of heart-rate variability alone, for data that are beat times without a signal:
+    18 parameters for two classes.
+
+    It is not the published `hrv_featnet`, which has 8 features more.
+    """
+    return _features("hrv_beats", 8, t, channels_in, classes, heads)
+
+
+def _features(name: str, count: int, t: int, channels_in: int, classes: int, heads: Heads) -> Graph:
+    if (t, channels_in) != (1, count):
+        raise ConfigError(
+            f"{name}: windows have {t} steps of {channels_in} channels, but it reads {count} features as channels of one step; "
+            "feature extraction is not part of a network, nor of an image: make them with pyhtpw.data.hrv"
+        )
+    return _graph(name, t, channels_in, classes, [Node("fc", "fc", (INPUT,), classes)], heads)
+
+
 def published_generator(
     t: int, channels_in: int = 1, classes: int = 2, *, base: int = 16, dropout: float = 0.2, heads: Heads = None
 ) -> Graph:
