@@ -10,7 +10,7 @@ import pytest
 from test_quant_ops import agreement, assert_c_is_numpy
 from typer.testing import CliRunner
 
-from pyhtpw import nets, pipeline, training
+from pyhtpw import freezing, nets, pipeline, training
 from pyhtpw.cli import app
 from pyhtpw.data import load
 from pyhtpw.errors import ConfigError
@@ -18,9 +18,11 @@ from pyhtpw.image.integer import Stored
 from pyhtpw.quant import quantise
 from pyhtpw.quant.freeze import freeze, with_frozen_norms
 from pyhtpw.recipes import RECIPES
+from pyhtpw.nets import Graph
 from pyhtpw.train import Model
+from pyhtpw.train.checkpoint import load_checkpoint
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.objective import cross_entropy
+from pyhtpw.train.objective import cross_entropy, score
 from pyhtpw.train.optim import AdamW
 
 NEW = ("regular_cnn", "resnet1d_small", "tiny_separable", "tiny_cnn", "tiny_vae_head", "ternary_separable", "published_generator")
@@ -181,6 +183,29 @@ def test_a_run_is_tuned_with_frozen_statistics(tmp_path):
     again = training.initial(graph, tmp_path / "b", data, 0, frozen=True)
     assert again[0] == frozen
     np.testing.assert_array_equal(again[1]["conv2.mean"], params["conv2.mean"])
+
+
+def test_what_freezing_and_tuning_do_is_reported(tmp_path):
+    """Validation macro-F1 as trained, frozen and tuned, by `--freeze`: in the summary, in words, and in the run folder."""
+    told = ["train", "--net", "tiny_cnn", "--json", "--steps", "3", "--out"]
+    first = CliRunner().invoke(app, [*told, str(tmp_path / "a")])
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["group_norm"] is None
+    tuned = CliRunner().invoke(app, [*told, str(tmp_path / "b"), "--init-from", str(tmp_path / "a"), "--freeze"])
+    assert tuned.exit_code == 0, tuned.output
+    found, summary = json.loads(tuned.stdout)["group_norm"], json.loads(tuned.stdout)
+    assert found == json.loads((tmp_path / "b" / freezing.FILE).read_text())
+    assert found["as_trained"] == pytest.approx(json.loads(first.stdout)["val_macro_f1"])
+    assert found["tuned"] == summary["val_macro_f1"]
+    assert found["change"] == found["tuned"] - found["as_trained"]
+    assert found["nodes"] == ["conv1", "conv2", "conv3"]
+    data = load("synthetic-ecg", seed=0)
+    params, description = load_checkpoint(tmp_path / "a" / "best.safetensors")
+    frozen = Model(*freeze(Graph.from_dict(description["graph"]), params, pipeline.calibration_windows(data, 0)))
+    assert found["frozen"] == pytest.approx(score(frozen.infer(data.val.x), data.val.y).macro_f1)
+    assert freezing.measure(tmp_path / "b", data, 0) is None, "frozen already"
+    text = freezing.Frozen(0.9, 0.8, ("n",), 0.89).text()
+    assert text == "GroupNorm: validation macro-F1 0.9000 as trained, 0.8000 frozen, 0.8900 tuned (-0.0100)"
 
 
 def test_freezing_takes_a_run(tmp_path):
