@@ -373,8 +373,8 @@ class Graph:
     def macs(self) -> dict[str, int]:
         """Multiply-accumulates per window of every node with weights; padding counts as if it were data.
 
-        Those of a squeeze_excite are its two layers, those of an attention also its sum; what only moves or scales values (pools, SiLU, the scaling of
-        channels) is not counted.
+        Those of a squeeze_excite are its two layers, those of an attention also its sum; what only moves or scales values
+        (pools, SiLU, the scaling of channels) is not counted.
         """
         shapes, kernels = self.shapes(), self.kernel_shapes()
         found = {}
