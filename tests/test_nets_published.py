@@ -295,10 +295,22 @@ def test_training_sees_the_kernel_of_the_image():
     np.testing.assert_array_equal(seen, kernel_of(integer, op))
 
 
-def test_published_heads_are_not_fitted():
-    graph = everything("stored")
-    with pytest.raises(ConfigError, match="node 'p1': a published head is trained, not fitted"):
-        fit_network(graph, random_params(graph, 1), {"p1": SPEC})
+def test_a_published_head_is_fitted_to_a_trained_kernel():
+    """Exactly, where a normalisation takes the scale of its channels; elsewhere a kernel beyond the bound is refused by name."""
+    graph, model, x, _ = trained("published_generator", 3)
+    plain = nets.build("published_generator", t=128, heads={})
+    model = Model(plain, seed=4)
+    for _ in range(3):
+        model.forward(x, training=True)
+    fitted, found, report = fit_network(plain, model.state(), {"pw3": graph.node("pw3").head})
+    assert fitted.nodes == graph.nodes
+    assert report.errors["pw3"] < 1e-5
+    assert np.abs(Model(fitted, found).kernels()["pw3"]).max() <= 0.9 * BOUND + 1e-6
+    np.testing.assert_allclose(Model(fitted, found).infer(x), model.infer(x), rtol=1e-3, atol=1e-3)
+    loose = everything("stored")
+    params = Model(loose, seed=1).state()
+    with pytest.raises(ConfigError, match="node 'p1': its kernel has a weight of .* bounds to 0.05"):
+        fit_network(loose, params, {"p1": SPEC})
 
 
 # -- the published ternary rule ----------------------------------------------------------------------------------------
