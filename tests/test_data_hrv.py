@@ -118,9 +118,31 @@ def small() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def features() -> Dataset:
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def features(folder) -> Dataset:
     pytest.importorskip("wfdb", reason="NOT RUN: the package wfdb is not installed")
-    return hrv.featured(small())
+    return hrv.featured(small(), folder)
+
+
+def test_features_are_found_once(features, folder, monkeypatch):
+    (file,) = folder.glob("features-*.npz")
+    made, plain = [], hrv.window_features
+    monkeypatch.setattr(hrv, "window_features", lambda x, fs: made.append(len(x)) or plain(x, fs))
+    again = hrv.featured(small(), folder)
+    assert not made
+    np.testing.assert_array_equal(again.test.x, features.test.x)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(hrv.featured(small(), folder).test.x, features.test.x)
+    assert made == [20, 20, 20], "a damaged file is not used"
+    other = small()
+    moved = replace(other.val, x=other.val.x + np.float32(1))
+    hrv.featured(replace(other, val=moved), folder)
+    assert len(list(folder.glob("features-*.npz"))) == 2
 
 
 def test_features_are_scaled_on_training_windows_alone(features):
@@ -159,10 +181,10 @@ def test_signals_are_refused_by_name(name, t, channels):
         nets.build(name, t=t, channels_in=channels)
 
 
-def test_data_without_beats_are_refused(features):
+def test_data_without_beats_are_refused(features, folder):
     flat = small()
     dead = replace(flat.train, x=np.zeros_like(flat.train.x))
     with pytest.raises(DataError, match="no training window has beats"):
-        hrv.featured(replace(flat, train=dead))
+        hrv.featured(replace(flat, train=dead), folder)
     with pytest.raises(DataError, match="one signal"):
         hrv.window_features(np.zeros((2, 10, 3)), FS)

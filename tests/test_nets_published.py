@@ -104,7 +104,8 @@ def test_bad_nodes_are_named(node, said):
 
 @pytest.mark.parametrize(
     "text",
-    ["dense:published", "dense:hidden=4,published", "tiled:published", "stored:rule=max", "stored:bits=4,rule=mean", "stored:bits=2,rule=no"],
+    ["dense:published", "dense:hidden=4,published", "tiled:published", "stored:rule=max", "stored:bits=4,rule=mean",
+     "stored:bits=2,rule=no"],
 )  # fmt: skip
 def test_bad_heads_are_refused(text):
     with pytest.raises(ConfigError):

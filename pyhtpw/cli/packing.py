@@ -43,7 +43,8 @@ def quantise(
     from pyhtpw.quant.store import save_model
 
     graph, params = checkpoint(run, ema)
-    dataset = for_network(graph.name, load_data(data, data_dir, protocol, seed, cache_dir, aami_strict))
+    dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
+    dataset = for_network(graph.name, dataset, cache_dir)
     chosen = recipe_of(data, dataset)
     done = pipeline.quantise_stage(graph, params, dataset, seed=seed, median=chosen.median)
     save_model(done.model, output)
@@ -101,7 +102,8 @@ def pack(
         if is_auto != (budget is not None):
             raise ConfigError("--head auto and --budget belong together: give both, for example --head auto --budget 8192")
         graph, params = checkpoint(model, ema)
-        dataset = for_network(graph.name, load_data(data, data_dir, protocol, seed, cache_dir, aami_strict))
+        dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
+        dataset = for_network(graph.name, dataset, cache_dir)
         median = recipe_of(data, dataset).median
         if is_auto:
             packed = pack_auto(graph, params, dataset, budget, seed=seed, median=median, evaluations=evaluations,

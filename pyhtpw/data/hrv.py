@@ -11,11 +11,19 @@ of the low band, whose power is then 0.  The network is that of the public code 
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from zipfile import BadZipFile
 
 import numpy as np
 
 from ..errors import DataError
+from ..image.writer import save
+from . import cache
 from .dataset import SPLITS, Dataset, Split
 
 BEAT_FEATURES = ("mean RR (ms)", "SDNN (ms)", "RMSSD (ms)", "pNN50", "mean rate (1/min)", "SD of rate (1/min)",
@@ -26,6 +34,10 @@ FEATURES = BEAT_FEATURES + SIGNAL_FEATURES
 LEAST_INTERVALS = 2
 """Intervals below which a window has no variability."""
 
+VERSION = 1
+"""Counts up when a feature changes, so that none is taken from a cache of before."""
+
+_HASHED = 4096  # windows at a time
 _INTERVALS_S = (0.3, 2.0)  # outside: missed and doubled beats
 _BANDS_HZ = ((0.04, 0.15), (0.15, 0.4))
 _SIGNAL_BAND_HZ = (0.5, 5.0)
@@ -111,6 +123,13 @@ def detect_beats(x: np.ndarray, fs: float) -> np.ndarray:
     return np.asarray(finder.qrs_inds, np.float64) / fs
 
 
+def _detector() -> str:
+    try:
+        return installed("wfdb")
+    except PackageNotFoundError:
+        return ""
+
+
 def window_features(x: np.ndarray, fs: float) -> np.ndarray:
     """`FEATURES` (N, 16) float64 of windows x (N, T, 1) at fs Hz; the first eight are NaN where beats are too few."""
     if x.ndim != 3 or x.shape[2] != 1:
@@ -121,14 +140,41 @@ def window_features(x: np.ndarray, fs: float) -> np.ndarray:
     return found
 
 
-def featured(data: Dataset) -> Dataset:
+def _rows(data: Dataset, cache_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
+    """`window_features` of every split, kept in the cache of the data sets: finding beats takes milliseconds a window.
+
+    The file is named after all that decides its content: the windows, their rate, the detector's version and this module's.
+    """
+    digest = hashlib.sha256(repr((VERSION, data.fs, _detector(), *(getattr(data, part).x.shape for part in SPLITS))).encode())
+    for part in SPLITS:
+        x = getattr(data, part).x
+        for start in range(0, len(x), _HASHED):
+            digest.update(np.ascontiguousarray(x[start : start + _HASHED]).tobytes())
+    path = cache.cache_root(cache_dir) / f"features-{digest.hexdigest()[:24]}.npz"
+    try:
+        with np.load(path) as found:
+            return {part: found[part] for part in SPLITS}
+    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged: the archive has checksums
+        pass
+    rows = {part: window_features(getattr(data, part).x, data.fs) for part in SPLITS}
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(archive.getvalue(), path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}): name another folder with --cache-dir") from error
+    return rows
+
+
+def featured(data: Dataset, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """The same windows as 16 features each: x (N, 1, 16) with mean 0 and standard deviation 1 over the training windows.
 
     A feature that a window does not have (too few beats) is 0, the mean. ``description["features"]`` holds names, means and
     deviations, which a host needs to feed the network, and how many windows of each split had too few beats. Raises DataError
-    if no training window has any.
+    if no training window has any. What is found is kept in ``cache_dir`` (`pyhtpw.data.cache`).
     """
-    rows = {part: window_features(getattr(data, part).x, data.fs) for part in SPLITS}
+    rows = _rows(data, cache_dir)
     known = np.isfinite(rows["train"])
     if not known.all(axis=1).any():
         raise DataError(f"data set {data.name}: no training window has beats enough for its features: take longer windows")
@@ -145,7 +191,7 @@ def featured(data: Dataset) -> Dataset:
     return replace(data, **splits, description={**data.description, "features": note})
 
 
-def for_network(name: str, data: Dataset) -> Dataset:
+def for_network(name: str, data: Dataset, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """What the network called ``name`` reads: `featured` windows for ``hrv_featnet`` where ``data`` still has signals, else
     ``data``."""
-    return featured(data) if name == "hrv_featnet" and data.train.x.shape[1:] != (1, len(FEATURES)) else data
+    return featured(data, cache_dir) if name == "hrv_featnet" and data.train.x.shape[1:] != (1, len(FEATURES)) else data

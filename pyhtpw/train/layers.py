@@ -84,7 +84,6 @@ class Convolution(Layer):
         self._x_shape = x.shape
         self._plain = node.kernel == 1 and node.stride == 1
         self._cols = x if self._plain else self._get("cols", windows, outs, node.kernel * channels)
-        self._mask = branch_mask(node, channels, x.dtype) if node.branches else None
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
         K.conv_forward(x, weight, y, self._cols, node.stride, self._left, node.kernel)
         return self._add_bias(y, params)
@@ -98,8 +97,8 @@ class Convolution(Layer):
         dcols = self._get("dcols", *self._cols.shape) if need and not self._plain else self._get("none", 1, 1, 1)
         K.conv_backward(self._cols, weight, dy, dx, dcols, dw_runs, node.stride, self._left, node.kernel, need)
         np.sum(dw_runs, axis=0, out=grads[f"{node.name}.weight"].reshape(node.cout, -1))
-        if self._mask is not None:
-            grads[f"{node.name}.weight"] *= self._mask
+        if node.branches:
+            grads[f"{node.name}.weight"] *= branch_mask(node, weight.shape[1] // node.kernel, weight.dtype)
         self._bias_gradient(dy, grads)
         return (dx if need else None,)
 
