@@ -84,6 +84,46 @@ def _rq(v, multipliers, shifts):
     return (h >> right) + ((h & mask) > (mask >> 1) + (h < 0))
 
 
+def _hm(a, b):
+    return (a * b + (1 << 30)) >> 31
+
+
+def _rd(v, k):
+    mask = (1 << k) - 1
+    return (v >> k) + ((v & mask) > (mask >> 1) + (v < 0))
+
+
+def _exp(v):
+    """Section 6, on a Python int of at most 0."""
+    if v == 0:
+        return (1 << 31) - 1
+    q = (v & ((1 << 24) - 1)) - (1 << 24)
+    r, x = q - v, (q << 5) + (1 << 28)
+    x2 = _hm(x, x)
+    x3, x4 = _hm(x2, x), _rd(_hm(x2, x2), 2)
+    e = 1895147668 + _hm(1895147668, x + _rd(_hm(x4 + x3, 715827883) + x2, 1))
+    for k, factor in enumerate((1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)):
+        if r >> (24 + k) & 1:
+            e = _hm(e, factor)
+    return e
+
+
+def softmax(scores, s):
+    """Section 6: the weights p + 128 of a list of Python ints."""
+    m = max(scores)
+    counts = [m - q <= s.softmax_range for q in scores]
+    made = [_exp(_hm((q - m) << s.softmax_shift, s.softmax_multiplier)) if c else 0 for q, c in zip(scores, counts, strict=True)]
+    total = sum(_rd(e, 12) for e, c in zip(made, counts, strict=True) if c)
+    z = 32 - total.bit_length()
+    u = ((total << z) - (1 << 31) + (1 << 31)) >> 1
+    sat = lambda v: min(max(v, -(1 << 31)), (1 << 31) - 1)  # noqa: E731
+    a = 1515870810 + _hm(u, -1010580540)
+    for _ in range(3):
+        a = a + sat(_hm(a, (1 << 29) - _hm(u, a)) * 4)
+    a = sat(a * 2)
+    return [min(max(_rd(_hm(a, e), 35 - z) - 128, -128), 127) + 128 if c else 0 for e, c in zip(made, counts, strict=True)]
+
+
 def run(model, x, whole=False):
     """Section 6: int64 logits (N, classes) of int8 windows x (N, T, C); ``whole``: the last operator's output (N, T,
     C)."""
@@ -109,6 +149,10 @@ def run(model, x, whole=False):
         elif op.kind == "mul":
             second = tensors[op.inputs[1]] - info[op.inputs[1]].zero_point
             y = _rq((a - zp) * second, op.mul.multiplier, np.int64(op.mul.shift)) + op.out.zero_point
+        elif op.kind == "attend":
+            weights = np.array([softmax(row, op.attend) for row in tensors[op.inputs[1]][:, :, 0].tolist()])
+            acc = np.einsum("nt,ntc->nc", weights, a - zp)[:, None]
+            y = _rq(acc, op.attend.multiplier, np.int64(op.attend.shift)) + op.out.zero_point
         else:
             w, v = kernel(model, op).astype(np.int64), a - zp
             if op.kind in ("conv", "depthwise"):

@@ -150,7 +150,7 @@ def test_nodes_of_other_networks():
         Node("a", "conv", ("input",), 6, 3, norm="group"),
         Node("act", "silu", ("a",), 6),
         Node("top", "maxpool", ("act",), 6, 2, 2),
-        Node("se", "squeeze_excite", ("top",), 6, hidden=2),
+        Node("se", "squeeze_excite", ("top",), 6, hidden=2, bias=True),
         Node("mean", "avgpool", ("se",), 6, 3, 1),
         Node("drop", "dropout", ("mean",), 6, rate=0.5),
         Node("pool", "avgpool", ("drop",), 6),

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +10,23 @@ import pytest
 from test_quant_ops import agreement, assert_c_is_numpy
 from typer.testing import CliRunner
 
-from pyhtpw import nets, pipeline, training
+from pyhtpw import freezing, nets, pipeline, training
 from pyhtpw.cli import app
+from pyhtpw.cli import training as cli_training
 from pyhtpw.data import load
 from pyhtpw.errors import ConfigError
 from pyhtpw.image.integer import Stored
+from pyhtpw.nets import Graph
 from pyhtpw.quant import quantise
 from pyhtpw.quant.freeze import freeze, with_frozen_norms
 from pyhtpw.recipes import RECIPES
 from pyhtpw.train import Model
+from pyhtpw.train.checkpoint import load_checkpoint
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.objective import cross_entropy
+from pyhtpw.train.objective import cross_entropy, score
 from pyhtpw.train.optim import AdamW
 
-NEW = ("regular_cnn", "resnet1d_small", "tiny_separable", "tiny_cnn", "tiny_vae_head", "ternary_separable")
+NEW = ("regular_cnn", "resnet1d_small", "tiny_separable", "tiny_cnn", "tiny_vae_head", "ternary_separable", "published_generator")
 PUBLISHED = {"regular_cnn": 1_455_618, "resnet1d_small": 63_474, "tiny_separable": 741, "tiny_cnn": 14_322}
 
 
@@ -96,6 +99,20 @@ def test_from_training_to_c(name):
     assert len(np.unique(logits)) > 2, "logits say something"
 
 
+@pytest.mark.parametrize("name", nets.NAMES)
+def test_every_network_runs_in_c(name):
+    """As it starts, three classes: the image opens, and C and the reference agree to the byte."""
+    shape = {"hrv_featnet": (1, 16), "hrv_beats": (1, 8)}.get(name, (96, 2))
+    graph = nets.build(name, t=shape[0], channels_in=shape[1], classes=3)
+    x = np.random.default_rng(5).standard_normal((12, *shape)).astype(np.float32)
+    model = Model(graph, seed=1)
+    for _ in range(3):
+        model.forward(x, training=True)  # statistics of normalisations
+    integer = quantise(graph, model.state(), x, classes=("a", "b", "c"), sample_rate=100.0)
+    image = assert_c_is_numpy(integer, x)
+    assert len(np.unique(image.run_batch(image.quantise(x)).reshape(12, 3), axis=0)) > 1
+
+
 def test_ternary_kernels_take_two_bits():
     graph, model, x, _ = trained("ternary_separable", 1)
     integer = quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=100.0)
@@ -107,7 +124,8 @@ def test_ternary_kernels_take_two_bits():
 def test_heads_may_be_others(name):
     graph = nets.build(name, t=64, heads={"fc": "stored:bits=4"})
     assert graph.node("fc").head.bits == 4
-    assert graph.parameter_count() == nets.build(name, t=64).parameter_count()
+    plain = nets.build(name, t=64, heads={})
+    assert graph.parameter_count() == plain.parameter_count()
 
 
 def test_tuning_of_frozen_statistics_trains_what_is_deployed():
@@ -180,6 +198,33 @@ def test_a_run_is_tuned_with_frozen_statistics(tmp_path):
     again = training.initial(graph, tmp_path / "b", data, 0, frozen=True)
     assert again[0] == frozen
     np.testing.assert_array_equal(again[1]["conv2.mean"], params["conv2.mean"])
+
+
+def test_what_freezing_and_tuning_do_is_reported(tmp_path, monkeypatch):
+    """Validation macro-F1 as trained, frozen and tuned, by `--freeze`: in the summary, in words, and in the run folder."""
+    data = load("synthetic-ecg", seed=0)
+    parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+    few = {name: {f.name: getattr(part, f.name)[::40] for f in fields(part)} for name, part in parts.items()}
+    data = replace(data, **{name: replace(parts[name], **columns) for name, columns in few.items()})
+    monkeypatch.setattr(cli_training, "load_data", lambda *_: data)
+    told = ["train", "--net", "tiny_cnn", "--json", "--steps", "3", "--out"]
+    first = CliRunner().invoke(app, [*told, str(tmp_path / "a")])
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["group_norm"] is None
+    tuned = CliRunner().invoke(app, [*told, str(tmp_path / "b"), "--init-from", str(tmp_path / "a"), "--freeze"])
+    assert tuned.exit_code == 0, tuned.output
+    found, summary = json.loads(tuned.stdout)["group_norm"], json.loads(tuned.stdout)
+    assert found == json.loads((tmp_path / "b" / freezing.FILE).read_text())
+    assert found["as_trained"] == pytest.approx(json.loads(first.stdout)["val_macro_f1"])
+    assert found["tuned"] == summary["val_macro_f1"]
+    assert found["change"] == found["tuned"] - found["as_trained"]
+    assert found["nodes"] == ["conv1", "conv2", "conv3"]
+    params, description = load_checkpoint(tmp_path / "a" / "best.safetensors")
+    frozen = Model(*freeze(Graph.from_dict(description["graph"]), params, pipeline.calibration_windows(data, 0)))
+    assert found["frozen"] == pytest.approx(score(frozen.infer(data.val.x), data.val.y).macro_f1)
+    assert freezing.measure(tmp_path / "b", data, 0) is None, "frozen already"
+    text = freezing.Frozen(0.9, 0.8, ("n",), 0.89).text()
+    assert text == "GroupNorm: validation macro-F1 0.9000 as trained, 0.8000 frozen, 0.8900 tuned (-0.0100)"
 
 
 def test_freezing_takes_a_run(tmp_path):

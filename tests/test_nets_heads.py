@@ -55,7 +55,7 @@ def test_text_says_what_it_means():
     [
         ("tile", "unknown head 'tile'; choose one of stored, dense"),
         ("tiled:colour=1", "'tiled' has no key 'colour'; its keys are tile, dz"),
-        ("stored:dz=4", "'stored' has no key 'dz'; its keys are bits, narrow"),
+        ("stored:dz=4", "'stored' has no key 'dz'; its keys are bits, rule, narrow"),
         ("codebook:dz=4", "'codebook' has no key 'dz' with of=stored"),
         ("codebook:of=generated,bits=4", "no key 'bits' with of=generated"),
         ("tiled:dz=4,dz=5", "dz twice"),

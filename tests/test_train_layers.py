@@ -7,7 +7,7 @@ import pytest
 
 from pyhtpw.nets import Node, same_padding
 from pyhtpw.train.kernels import chunk_count, merge_moments
-from pyhtpw.train.layers import EPSILON, MOMENTUM, chain
+from pyhtpw.train.layers import EPSILON, MOMENTUM, branch_mask, chain
 from pyhtpw.train.workspace import Workspace
 
 TOLERANCE = 1e-6
@@ -40,13 +40,16 @@ def params_of(node, channels, rng):
     params = {}
     if node.op in ("conv", "depthwise", "pointwise", "fc"):
         params[f"{node.name}.weight"] = rng.standard_normal(node.weight_shape(channels))
-    if node.op == "fc" or node.bias:
+    if node.op == "fc" or (node.bias and node.op != "squeeze_excite"):
         params[f"{node.name}.bias"] = rng.standard_normal(node.cout)
-    if node.op == "squeeze_excite":
-        params[f"{node.name}.reduce.weight"] = rng.standard_normal((node.hidden, channels))
-        params[f"{node.name}.reduce.bias"] = rng.standard_normal(node.hidden)
-        params[f"{node.name}.expand.weight"] = rng.standard_normal((channels, node.hidden))
-        params[f"{node.name}.expand.bias"] = rng.standard_normal(channels)
+    if node.branches:
+        params[f"{node.name}.weight"] *= branch_mask(node, channels)
+    if node.op in ("squeeze_excite", "attention"):
+        second, rows = ("expand", channels) if node.op == "squeeze_excite" else ("score", 1)
+        for part, shape in (("reduce", (node.hidden, channels)), (second, (rows, node.hidden))):
+            params[f"{node.name}.{part}.weight"] = rng.standard_normal(shape)
+            if node.bias or node.op == "attention":
+                params[f"{node.name}.{part}.bias"] = rng.standard_normal(shape[0])
     if node.norm:
         params[f"{node.name}.gamma"] = rng.uniform(0.5, 1.5, node.cout)
         params[f"{node.name}.beta"] = rng.standard_normal(node.cout)
@@ -83,7 +86,10 @@ def check_layer(node, shapes, seed):
         assert_same_gradient(found, central_difference(loss, x), f"input {i}")
     for name, value in params.items():
         if name.rpartition(".")[2] not in ("mean", "var"):
-            assert_same_gradient(grads[name], central_difference(loss, value), name)
+            expected = central_difference(loss, value)
+            if node.branches and name.endswith(".weight"):
+                expected *= branch_mask(node, shapes[0][2])
+            assert_same_gradient(grads[name], expected, name)
 
 
 # One value has no variance: its normalised value is constant and its gradient noise, so such a shape goes without.
@@ -119,8 +125,14 @@ def test_convolution_gradients(op, relu, norm, shape):
         *[(Node("n", op, ("a",), 3, k, s), [(9, 11, 3)]) for op in ("avgpool", "maxpool") for k, s in POOLS],
         (Node("n", "silu", ("a",), 3), [(9, 7, 3)]),
         (Node("n", "silu", ("a",), 1), [(1, 1, 1)]),
-        (Node("n", "squeeze_excite", ("a",), 5, hidden=3), [(9, 7, 5)]),
-        (Node("n", "squeeze_excite", ("a",), 1, hidden=1), [(2, 1, 1)]),
+        (Node("n", "conv", ("a",), 7, 5, branches=(1, 3, 5)), [(9, 7, 3)]),
+        (Node("n", "conv", ("a",), 5, 7, branches=(3, 7), norm="group", relu=True, bias=True), [(3, 2, 1)]),
+        (Node("n", "squeeze_excite", ("a",), 5, hidden=3, bias=True), [(9, 7, 5)]),
+        (Node("n", "squeeze_excite", ("a",), 5, hidden=3, relu=True), [(9, 7, 5)]),
+        (Node("n", "squeeze_excite", ("a",), 1, hidden=1, bias=True), [(2, 1, 1)]),
+        (Node("n", "attention", ("a",), 5, hidden=3), [(9, 7, 5)]),
+        (Node("n", "attention", ("a",), 4, hidden=2), [(17, 3, 4)]),
+        (Node("n", "attention", ("a",), 2, hidden=1), [(3, 1, 2)]),
         (Node("n", "dropout", ("a",), 3, rate=0.3), [(5, 7, 3)]),
         (Node("n", "dropout", ("a",), 3), [(5, 7, 3)]),
     ],
@@ -203,7 +215,7 @@ def test_silu_and_squeeze_excite_match_their_definitions():
     x = rng.standard_normal((3, 4, 5)) * 3
     silu = Node("n", "silu", ("a",), 5)
     np.testing.assert_allclose(run(chain(silu, Workspace(np.float64)), [x], {}), x / (1 + np.exp(-x)), rtol=1e-12)
-    node = Node("n", "squeeze_excite", ("a",), 5, hidden=2)
+    node = Node("n", "squeeze_excite", ("a",), 5, hidden=2, bias=True)
     p = params_of(node, 5, rng)
     inner = np.maximum(x.mean(1) @ p["n.reduce.weight"].T + p["n.reduce.bias"], 0)
     gate = 1 / (1 + np.exp(-(inner @ p["n.expand.weight"].T + p["n.expand.bias"])))

@@ -46,7 +46,7 @@ def every_op(shape=(13, 2), classes=3):
         Node("a", "conv", ("input",), 5, 3, norm="group", head="tiled:dz=2,hidden=3,tile=4"),
         Node("act", "silu", ("a",), 5),
         Node("top", "maxpool", ("act",), 5, 3, 2),
-        Node("se", "squeeze_excite", ("top",), 5, hidden=2),
+        Node("se", "squeeze_excite", ("top",), 5, hidden=2, bias=True),
         Node("dw", "depthwise", ("se",), 5, 3, norm="batch", relu=True),
         Node("sum", "add", ("top", "dw"), 5),
         Node("mean", "avgpool", ("sum",), 5, 2, 2),

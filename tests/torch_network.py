@@ -65,10 +65,15 @@ def _node(node: Node, inputs: list[torch.Tensor], params: Tensors, training: boo
         return F.silu(x)
     if node.op == "squeeze_excite":
         inner = torch.relu(
-            F.linear(x.mean(dim=2), params[f"{node.name}.reduce.weight"], params[f"{node.name}.reduce.bias"])
+            F.linear(x.mean(dim=2), params[f"{node.name}.reduce.weight"], params.get(f"{node.name}.reduce.bias"))
         )
-        gate = F.linear(inner, params[f"{node.name}.expand.weight"], params[f"{node.name}.expand.bias"])
+        gate = F.linear(inner, params[f"{node.name}.expand.weight"], params.get(f"{node.name}.expand.bias"))
         return x * torch.sigmoid(gate)[:, :, None]
+    if node.op == "attention":
+        steps = x.transpose(1, 2)
+        inner = torch.relu(F.linear(steps, params[f"{node.name}.reduce.weight"], params[f"{node.name}.reduce.bias"]))
+        weight = torch.sigmoid(F.linear(inner, params[f"{node.name}.score.weight"], params[f"{node.name}.score.bias"]))
+        return ((steps * weight).sum(dim=1) / weight.sum(dim=1))[:, :, None]
     assert node.op == "dropout", node.op
     return F.dropout(x, node.rate, training)
 

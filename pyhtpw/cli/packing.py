@@ -39,10 +39,12 @@ def quantise(
 ) -> None:
     """Calibrate on training windows, quantise, and tune the threshold t* on validation."""
     from pyhtpw import pipeline
+    from pyhtpw.data.hrv import for_network
     from pyhtpw.quant.store import save_model
 
     graph, params = checkpoint(run, ema)
     dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
+    dataset = for_network(graph.name, dataset, cache_dir)
     chosen = recipe_of(data, dataset)
     done = pipeline.quantise_stage(graph, params, dataset, seed=seed, median=chosen.median)
     save_model(done.model, output)
@@ -77,6 +79,7 @@ def pack(
     Data are needed for run folders alone: training windows calibrate, validation windows choose.
     """
     from pyhtpw import pipeline
+    from pyhtpw.data.hrv import for_network
     from pyhtpw.quant.store import load_model, save_model
 
     given = {"--head": head, "--heads": heads, "--budget": budget, "--ema": ema or None}
@@ -100,6 +103,7 @@ def pack(
             raise ConfigError("--head auto and --budget belong together: give both, for example --head auto --budget 8192")
         graph, params = checkpoint(model, ema)
         dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
+        dataset = for_network(graph.name, dataset, cache_dir)
         median = recipe_of(data, dataset).median
         if is_auto:
             packed = pack_auto(graph, params, dataset, budget, seed=seed, median=median, evaluations=evaluations,

@@ -1,5 +1,6 @@
 """Commands: train a network, or take the whole path from data to report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -93,13 +94,15 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train the recipe's network, or the one you describe, and keep the checkpoint that validation chose."""
-    from pyhtpw import pipeline, training
+    from pyhtpw import freezing, pipeline, training
+    from pyhtpw.data.hrv import for_network
     from pyhtpw.packing import parse_heads
 
     if not dry_run:
         pipeline.prepare_folder(out)
     dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
     chosen = training.changed(recipe_of(data, dataset), config=config, net=net, heads=parse_heads(head or []), aware=aware)
+    dataset = for_network(chosen.net, dataset, cache_dir)
     if dry_run:
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return
@@ -108,10 +111,14 @@ def train(
         raise ConfigError("--freeze takes the statistics of a trained network: name its run with --init-from")
     if init_from is not None:
         *start, errors = training.initial(pipeline.network(chosen, dataset), init_from, dataset, seed, frozen=freeze)
+    norms = freezing.measure(init_from, dataset, seed) if freeze else None
     with Bar(as_json) as bar:
         graph, _, result = pipeline.train_stage(
             chosen, dataset, out, seed=seed, steps=steps, resume=resume, start=start, progress=bar.update
         )
+    if norms is not None:
+        norms = replace(norms, tuned=result.val_macro_f1)
+        freezing.record(norms, out)
     summary = {
         "run": str(out),
         "network": graph.name,
@@ -121,10 +128,13 @@ def train(
         "seconds": round(result.seconds, 1),
         "fitted_kernel_errors": {name: round(error, 4) for name, error in errors.items()},
         "synthetic": dataset.synthetic,
+        "group_norm": None if norms is None else norms.to_dict(),
     }
     if as_json:
         emit(summary)
     else:
+        if norms is not None:
+            print(norms.text())
         kind = " (synthetic data)" if dataset.synthetic else ""
         print(f"best checkpoint: step {result.best_step}, validation macro-F1 {result.val_macro_f1:.4f}{kind}")
         print(f"next: pyhtpw quantise {out} -o model.npz --data {data}, or pyhtpw pack {out} -o model.htpw --data {data}")

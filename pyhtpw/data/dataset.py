@@ -31,8 +31,8 @@ class Split:
 
     Attributes
     ----------
-    x : (N, T, 1) float32
-        The windows, time first, one channel. May be a read-only memory map.
+    x : (N, T, C) float32
+        The windows, time first: C = 1 signal, or C features per frame. May be a read-only memory map.
     y : (N,) int64
         Class index, 0 <= y < len(classes).
     group : (N,) str
@@ -56,10 +56,10 @@ class Split:
     score_mask: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 3 or self.x.shape[2] != 1 or self.x.dtype != np.float32:
-            raise DataError(f"split x has shape {self.x.shape} and type {self.x.dtype}: give (N, T, 1) float32")
+        if self.x.ndim != 3 or self.x.dtype != np.float32:
+            raise DataError(f"split x has shape {self.x.shape} and type {self.x.dtype}: give (N, T, C) float32")
         n = self.x.shape[0]
-        if n == 0 or self.x.shape[1] == 0:
+        if 0 in self.x.shape:
             raise DataError(f"split x has shape {self.x.shape}: every split needs at least one window of one sample")
         for name, kind in (("y", "i8"), ("position", "i8"), ("score_mask", "?"), ("group", "U")):
             value = getattr(self, name)
@@ -114,7 +114,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if not self.fs > 0:
             raise DataError(f"data set {self.name}: sampling rate {self.fs} is not above 0 Hz: give the recording's")
-        lengths = {part: getattr(self, part).x.shape[1] for part in SPLITS}
+        lengths = {part: getattr(self, part).x.shape[1:] for part in SPLITS}
         if len(set(lengths.values())) != 1:
             raise DataError(f"data set {self.name}: window lengths differ between splits ({lengths}): cut all alike")
         self._check_disjoint()
@@ -150,7 +150,7 @@ def check_finite(split: Split, where: str) -> None:
     DataError
         Names the first record and position that hold one.
     """
-    step = max(1, _SCAN_SAMPLES // split.x.shape[1])
+    step = max(1, _SCAN_SAMPLES // (split.x.shape[1] * split.x.shape[2]))
     for start in range(0, len(split), step):
         good = np.isfinite(split.x[start:start + step]).all(axis=(1, 2))
         if not good.all():

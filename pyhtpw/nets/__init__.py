@@ -8,6 +8,9 @@ from typing import Any
 
 from pyhtpw.errors import ConfigError
 from pyhtpw.nets.baselines import (
+    hrv_beats,
+    hrv_featnet,
+    published_generator,
     regular_cnn,
     resnet1d_small,
     ternary_separable,
@@ -26,8 +29,11 @@ __all__ = [
     "HeadSpec",
     "Node",
     "build",
+    "hrv_beats",
+    "hrv_featnet",
     "hypertinypw",
     "load_heads",
+    "published_generator",
     "regular_cnn",
     "resnet1d_small",
     "same_padding",
@@ -50,6 +56,9 @@ _BUILDERS: dict[str, Callable[..., Graph]] = {
     "tiny_cnn": tiny_cnn,
     "tiny_vae_head": tiny_vae_head,
     "ternary_separable": ternary_separable,
+    "published_generator": published_generator,
+    "hrv_featnet": hrv_featnet,
+    "hrv_beats": hrv_beats,
 }
 NAMES = tuple(_BUILDERS)
 """The names that `build` knows."""

@@ -17,12 +17,17 @@ from pyhtpw.nets.heads import HeadSpec
 Heads = Mapping[str, str | HeadSpec] | None
 
 VAE_STEPS, VAE_LATENT = 8, 16
-TERNARY = {"pw": "stored:bits=2", "pw1": "stored:bits=2"}
-"""Heads of `ternary_separable` if nothing else is said."""
+PUBLISHED = "dense:dz=16,hidden=96+96+96,code_bits=8,published"
+"""Head of the one generated kernel of `published_generator`: 11,344 parameters of generator and code, 205,824 of head."""
 
 
 def _graph(name: str, t: int, channels_in: int, classes: int, nodes: list[Node], heads: Heads) -> Graph:
     return Graph(name, (t, channels_in), classes, tuple(nodes)).with_heads(heads or {})
+
+
+def _ternary(rule: str) -> dict[str, str]:
+    """Heads of `ternary_separable` if nothing else is said."""
+    return dict.fromkeys(("pw", "pw1"), f"stored:bits=2,rule={rule}")
 
 
 def _ending(source: str, channels: int, classes: int) -> list[Node]:
@@ -145,14 +150,93 @@ def tiny_vae_head(t: int, channels_in: int = 1, classes: int = 2, *, heads: Head
     return _graph("tiny_vae_head", t, channels_in, classes, nodes, heads)
 
 
-def ternary_separable(t: int, channels_in: int = 1, classes: int = 2, *, heads: Heads = None) -> Graph:
+def hrv_featnet(t: int, channels_in: int = 16, classes: int = 2, *, heads: Heads = None) -> Graph:
+    """Build a linear layer on 16 features of a window: 34 parameters for two classes.
+
+    The features, 8 of heart-rate variability and 8 of amplitude and spectrum, are made by `pyhtpw.data.hrv.featured`, which
+    has the channels in their order and ``t`` 1.  They are no part of the network, and of no image: finding beats is nothing
+    that the operators of an image can do.
+    """
+    return _features("hrv_featnet", 16, t, channels_in, classes, heads)
+
+
+def hrv_beats(t: int, channels_in: int = 8, classes: int = 2, *, heads: Heads = None) -> Graph:
+    """Build a linear layer on the 8 features of heart-rate variability alone, for data that are beat times without a signal:
+    18 parameters for two classes.
+
+    It is not the published `hrv_featnet`, which has 8 features more.
+    """
+    return _features("hrv_beats", 8, t, channels_in, classes, heads)
+
+
+def _features(name: str, count: int, t: int, channels_in: int, classes: int, heads: Heads) -> Graph:
+    if (t, channels_in) != (1, count):
+        raise ConfigError(
+            f"{name}: windows have {t} steps of {channels_in} channels, but it reads {count} features as channels of one step; "
+            "feature extraction is not part of a network, nor of an image: make them with pyhtpw.data.hrv"
+        )
+    return _graph(name, t, channels_in, classes, [Node("fc", "fc", (INPUT,), classes)], heads)
+
+
+def published_generator(
+    t: int, channels_in: int = 1, classes: int = 2, *, base: int = 16, dropout: float = 0.2, heads: Heads = None
+) -> Graph:
+    """Build the network of the published code whose last pointwise kernel, 64x32, is generated: 229,277 of its 231,325
+    parameters for one channel and two classes.
+
+    A stem of three convolutions of 3, 5 and 7 taps beside each other, 5, 5 and 6 channels of them, BatchNorm, ReLU, max pool
+    of 2; three blocks of a depthwise convolution of 5 taps, BatchNorm, ReLU, a pointwise one, BatchNorm and squeeze-excite (a
+    quarter of the channels inside, no bias), to 32 channels with stride 2, to 32 with the block's input added, and to 64 with
+    stride 2, each with ReLU at its end; attention pooling through ``base / 4`` channels; layers of 64 and 32 with ReLU, and the
+    classifier.  ``dropout`` is the rate behind the first of these layers, half of it that behind the second.
+
+    The published total is that of this reading, no convolution having a bias, and of the kernel of 2,048 weights which the
+    published code keeps beside the generator that takes its place, and never uses; a graph has no room for it.  Of the rest,
+    205,824 are the head (96x96 and 2048x96), 11,344 the generator and its one code, and 12,109 everything else, so that the
+    same network with the kernel stored (``heads={}``) has 14,157.
+
+    Three things differ.  Padding is SAME, which where the stride is 2 lies a step further right for even lengths.  The code is
+    rounded to 8 bits in training, as it is in an image.  The published input is standardised window by window and its generator
+    has a dropout of 0.1; here the first is the data set's affair and the second is left out.
+    """
+    width = base
+    nodes = [
+        Node("stem", "conv", (INPUT,), base, 7, norm=True, relu=True, branches=(3, 5, 7)),
+        Node("top", "maxpool", ("stem",), base, 2, 2),
+    ]
+    source = "top"
+    for i, (cout, stride) in enumerate(((2 * base, 2), (2 * base, 1), (4 * base, 2)), start=1):
+        residual = stride == 1 and cout == width
+        nodes += [
+            Node(f"dw{i}", "depthwise", (source,), width, 5, stride, norm=True, relu=True),
+            Node(f"pw{i}", "pointwise", (f"dw{i}",), cout, norm=True),
+            Node(f"se{i}", "squeeze_excite", (f"pw{i}",), cout, hidden=cout // 4, relu=not residual),
+        ]
+        if residual:
+            nodes.append(Node(f"add{i}", "add", (source, f"se{i}"), cout, relu=True))
+        source, width = nodes[-1].name, cout
+    nodes += [
+        Node("pool", "attention", (source,), width, hidden=max(1, base // 4)),
+        Node("hidden1", "pointwise", ("pool",), 64, relu=True, bias=True),
+        Node("drop1", "dropout", ("hidden1",), 64, rate=dropout),
+        Node("hidden2", "pointwise", ("drop1",), 32, relu=True, bias=True),
+        Node("drop2", "dropout", ("hidden2",), 32, rate=dropout / 2),
+        Node("fc", "fc", ("drop2",), classes),
+    ]
+    return _graph("published_generator", t, channels_in, classes, nodes, {"pw3": PUBLISHED} if heads is None else heads)
+
+
+def ternary_separable(
+    t: int, channels_in: int = 1, classes: int = 2, *, rule: str = "best", heads: Heads = None
+) -> Graph:
     """Build a separable network whose pointwise kernels are stored in 2 bits.
 
     A stem of 16 filters of 7 taps, stride 2, and a max pool of 2; blocks of a depthwise convolution of 5 taps and a
     pointwise one to 32, 32, 64 and 64 channels, strides 2, 1, 2 and 1.  BatchNorm and ReLU follow every convolution, as
-    in `hypertinypw`.  Published kernels are {-1, 0, 1} times a scale per filter, by a threshold of 0.7 of the largest weight;
-    here the scale is the one with the least squared error, and -2 may occur: two bits hold it.  Train with ``--aware`` to
-    have these kernels in every forward pass.
+    in `hypertinypw`.  Published kernels are {-1, 0, 1} times a scale per filter, by a threshold of 0.7 of the filter's largest
+    weight: ``rule`` "max".  "mean" takes 0.7 of the mean instead (Li and Liu, arXiv:1605.04711).  With "best" the scale is the
+    one with the least squared error, and -2 may occur: two bits hold it.  Train with ``--aware`` to have these kernels in every
+    forward pass.  ``rule`` is for the heads that the network has by itself; other ``heads`` say their own.
     """
     nodes = [
         Node("stem", "conv", (INPUT,), 16, 7, 2, norm=True, relu=True),
@@ -164,4 +248,4 @@ def ternary_separable(t: int, channels_in: int = 1, classes: int = 2, *, heads: 
         nodes.append(Node(f"pw{i}", "pointwise", (f"dw{i}",), width, norm=True, relu=True))
         source, channels = f"pw{i}", width
     nodes += _ending(source, channels, classes)
-    return _graph("ternary_separable", t, channels_in, classes, nodes, TERNARY if heads is None else heads)
+    return _graph("ternary_separable", t, channels_in, classes, nodes, _ternary(rule) if heads is None else heads)

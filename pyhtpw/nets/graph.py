@@ -9,11 +9,13 @@ Parameters are a flat dict of arrays; their names and shapes are fixed here (`Gr
 ``{node}.weight``     conv (Cout,K,Cin), depthwise (K,C), stored pointwise (Cout,Cin), fc (Cout,Cin)
 ``{node}.bias``       fc, and with ``bias``, (Cout,)
 ``{node}.gamma``      with norm, (Cout,); also ``.beta``, and except with norm "group" the running ``.mean``, ``.var``
-``{node}.reduce.*``   squeeze_excite only, the first layer: weight (hidden, C), bias (hidden,)
-``{node}.expand.*``   and the second: weight (C, hidden), bias (C,)
+``{node}.reduce.*``   squeeze_excite and attention, the first layer: weight (hidden, C), bias (hidden,)
+``{node}.expand.*``   the second of a squeeze_excite: weight (C, hidden), bias (C,); biases with ``bias`` alone
+``{node}.score.*``    the second of an attention: weight (1, hidden), bias (1,)
 ``{node}.codes``      generated kernels in place of the weight, (tiles, dz); tiles is 1 for dense and factorised heads
 ``{node}.ids``        codebooks in place of the weight, (tiles,): whole numbers, which no optimiser touches
-``generator.{i}.*``   hidden layer i of a generator: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,)
+``generator.{i}.*``   hidden layer i of a generator: weight (d_i, d_{i-1}) with d_{-1} = dz, bias (d_i,); of a published
+                      one also gamma and beta (d_i,), but the last layer has its weight alone
 ``head.weight``       head, (tile, d), or (n, d) of a dense one; d = d_last, or dz without a layer
 ``head.a.weight``     factorised head, (n, rank), and ``head.b.weight`` (rank, d), unless they are another head's
 ``head.gain``         seeded head, (1,): what the bytes of its matrix are worth, times 128
@@ -38,7 +40,9 @@ from typing import Any
 from pyhtpw.errors import ConfigError
 from pyhtpw.nets.heads import HeadSpec, Plan, make_plan, node_kind, resolve_keys
 
-OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout", "fc")
+OPS = (
+    "conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "attention", "dropout", "fc"
+)  # fmt: skip
 NORMS = ("batch", "group", "frozen")
 """Normalisations: per channel over the batch (running statistics when in use), or per window over all of its steps and
 channels with one gain and shift per channel (GroupNorm with one group: the same in training and in use), or with
@@ -51,10 +55,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RESERVED = (INPUT, "generator", "head")  # the first is an input's name, the others start parameter names
 _KERNEL_OPS = ("conv", "depthwise")
 _POOL_OPS = ("avgpool", "maxpool")
-_KEEPING_OPS = ("depthwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout")
+_KEEPING_OPS = ("depthwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "attention", "dropout")
+_HIDDEN_OPS = ("squeeze_excite", "attention")
 _WEIGHT_OPS = ("conv", "depthwise", "pointwise", "fc")
 _NORM_OPS = ("conv", "depthwise", "pointwise")
-_RELU_OPS = (*_NORM_OPS, "add")
+_RELU_OPS = (*_NORM_OPS, "add", "squeeze_excite")
+_BIAS_OPS = (*_NORM_OPS, "squeeze_excite")
 
 
 def _is_count(value: object, least: int = 1) -> bool:
@@ -85,9 +91,15 @@ class Node:
 
     An avgpool with kernel and stride 1 is the mean over all time; other pools take whole windows of ``kernel`` steps,
     ``stride`` apart.  ``hidden`` is the width between the two layers of a squeeze_excite: channels times
-    sigmoid(expand(relu(reduce(mean over time)))).  ``rate`` is the share of values that a dropout puts to 0 in
+    sigmoid(expand(relu(reduce(mean over time)))); or of an attention: the mean over time in which every step weighs
+    sigmoid(score(relu(reduce(its channels)))).  ``rate`` is the share of values that a dropout puts to 0 in
     training, the others growing to make up for it.  ``bias`` adds a trained value per channel to what a kernel makes, in
-    front of the normalisation if there is one; an fc always has it.
+    front of the normalisation if there is one, and to both layers of a squeeze_excite; an fc and an attention always have
+    theirs.
+
+    ``branches`` makes a conv of several side by side, each with fewer taps: as many odd numbers as branches, the last and
+    largest of which is ``kernel``.  The channels are divided equally, what is left over goes to the last.  All are one
+    kernel, in which the taps that a branch does not have are 0, stay 0 and are no parameters.
     """
 
     name: str
@@ -102,6 +114,7 @@ class Node:
     hidden: int = 0
     rate: float = 0.0
     bias: bool = False
+    branches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -109,6 +122,7 @@ class Node:
         except ConfigError as error:
             raise self._fail(str(error)) from error
         object.__setattr__(self, "inputs", (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs))
+        object.__setattr__(self, "branches", tuple(self.branches))
         if isinstance(self.norm, bool):
             object.__setattr__(self, "norm", "batch" if self.norm else "")
 
@@ -143,7 +157,7 @@ class Node:
             raise self._fail(f"norm is {self.norm!r}; choose one of {', '.join(NORMS)}, or '' for none")
         if self.norm and self.op not in _NORM_OPS:
             raise self._fail("cannot be normalised; set norm to False")
-        if self.op == "squeeze_excite":
+        if self.op in _HIDDEN_OPS:
             if not _is_count(self.hidden):
                 raise self._fail(f"hidden is {self.hidden!r}; give a whole number of at least 1")
         elif self.hidden != 0:
@@ -152,12 +166,36 @@ class Node:
             raise self._fail(f"rate is {self.rate!r}; give a number from 0 to below 1")
         if self.rate and self.op != "dropout":
             raise self._fail("drops nothing; leave rate at 0")
-        if self.bias and self.op not in _NORM_OPS:
+        if self.bias and self.op not in _BIAS_OPS:
             raise self._fail("has no kernel to add a bias to, or always has one; leave bias at False")
         if self.relu and self.op not in _RELU_OPS:
             raise self._fail("cannot carry a ReLU; set relu to False")
         if self.head != HeadSpec() and self.op not in _WEIGHT_OPS:
             raise self._fail("has no kernel that a head could make; set head to 'stored'")
+        self._check_branches()
+
+    def _check_branches(self) -> None:
+        if not self.branches:
+            return
+        if self.op != "conv":
+            raise self._fail("cannot have branches; leave them out")
+        odd = all(_is_count(taps) and taps % 2 for taps in self.branches)
+        if not odd or not self.branches[-1] == max(self.branches) == self.kernel:
+            raise self._fail(f"branches are {self.branches}; give odd numbers of taps, the last and largest of them the kernel")
+        if len(self.branches) > self.cout:
+            raise self._fail(f"has {len(self.branches)} branches for {self.cout} channels; give a channel to each")
+        if self.stride != 1:
+            raise self._fail("has branches, which are centred on the same step; leave stride at 1")
+        if self.head.generated:
+            raise self._fail("has branches, the zeros of which no head makes; store its kernel")
+
+    def channel_taps(self) -> tuple[int, ...]:
+        """Taps of the branch that each output channel of a conv belongs to; all of them ``kernel`` without branches."""
+        if not self.branches:
+            return (self.kernel,) * self.cout
+        share = self.cout // len(self.branches)
+        last = self.cout - share * (len(self.branches) - 1)
+        return tuple(taps for i, taps in enumerate(self.branches) for _ in range(share if i + 1 < len(self.branches) else last))
 
     def weight_shape(self, channels: int) -> tuple[int, ...]:
         """Shape of the kernel for ``channels`` input channels; () for an op without one."""
@@ -277,7 +315,7 @@ class Graph:
                     raise node._fail(f"needs one step but gets {steps}; put an 'avgpool' before it")
                 if node.cout != self.classes:
                     raise node._fail(f"cout is {node.cout} but the graph has {self.classes} classes; make them equal")
-            if node.pools_all:
+            if node.pools_all or node.op == "attention":
                 steps = 1
             elif node.op in _POOL_OPS:
                 if node.kernel > steps:
@@ -308,13 +346,14 @@ class Graph:
                 )
             elif node.name in kernels:
                 found[f"{node.name}.weight"] = kernels[node.name]
-            if node.op == "fc" or node.bias:
+            if node.op == "fc" or (node.bias and node.op in _NORM_OPS):
                 found[f"{node.name}.bias"] = (node.cout,)
-            if node.op == "squeeze_excite":
-                found[f"{node.name}.reduce.weight"] = (node.hidden, node.cout)
-                found[f"{node.name}.reduce.bias"] = (node.hidden,)
-                found[f"{node.name}.expand.weight"] = (node.cout, node.hidden)
-                found[f"{node.name}.expand.bias"] = (node.cout,)
+            if node.op in _HIDDEN_OPS:
+                second, rows = ("expand", node.cout) if node.op == "squeeze_excite" else ("score", 1)
+                for part, shape in (("reduce", (node.hidden, node.cout)), (second, (rows, node.hidden))):
+                    found[f"{node.name}.{part}.weight"] = shape
+                    if node.bias or node.op == "attention":
+                        found[f"{node.name}.{part}.bias"] = shape[:1]
             if node.norm:
                 for part in ("gamma", "beta") if node.norm == "group" else ("gamma", "beta", "mean", "var"):
                     found[f"{node.name}.{part}"] = (node.cout,)
@@ -327,14 +366,15 @@ class Graph:
 
     def parameter_count(self) -> int:
         """Number of trained values (not bytes: images and their bill are another module's business)."""
-        shapes = self.parameter_shapes()
-        return sum(prod(shapes[name]) for name in self.trained_names())
+        shapes, kernels = self.parameter_shapes(), self.kernel_shapes()
+        zeros = sum((node.kernel - taps) * kernels[node.name][2] for node in self.nodes if node.branches for taps in node.channel_taps())
+        return sum(prod(shapes[name]) for name in self.trained_names()) - zeros
 
     def macs(self) -> dict[str, int]:
         """Multiply-accumulates per window of every node with weights; padding counts as if it were data.
 
-        Those of a squeeze_excite are its two layers; what only moves or scales values (pools, SiLU, the scaling of
-        channels) is not counted.
+        Those of a squeeze_excite are its two layers, those of an attention also its sum; what only moves or scales values
+        (pools, SiLU, the scaling of channels) is not counted.
         """
         shapes, kernels = self.shapes(), self.kernel_shapes()
         found = {}
@@ -343,6 +383,8 @@ class Graph:
                 found[node.name] = shapes[node.name][0] * prod(kernels[node.name])
             elif node.op == "squeeze_excite":
                 found[node.name] = 2 * node.hidden * node.cout
+            elif node.op == "attention":  # the two layers, and the weighted sum
+                found[node.name] = shapes[node.inputs[0]][0] * (node.hidden * (node.cout + 1) + node.cout)
         return found
 
     def generator_macs(self) -> int:
@@ -370,7 +412,8 @@ class Graph:
         plain = asdict(self)
         plain["input_shape"] = list(self.input_shape)
         plain["nodes"] = [
-            {**asdict(node), "inputs": list(node.inputs), "head": node.head.text()} for node in self.nodes
+            {**asdict(node), "inputs": list(node.inputs), "head": node.head.text(), "branches": list(node.branches)}
+            for node in self.nodes
         ]
         return plain
 

@@ -4,8 +4,9 @@ up to.
 A specification is one line of text, ``kind`` or ``kind:key=value,key=value,flag``:
 
 ==============  ====================================================================================================
-``stored``      ``bits`` 8, 4 or 2; flags ``narrow`` (run as packed 4-bit weights) and ``per_tensor``
-``dense``       Eq. 2, one code and one matrix (n, d) per kernel
+``stored``      ``bits`` 8, 4 or 2; flags ``narrow`` (run as packed 4-bit weights) and ``per_tensor``; ``rule`` of 2 bits: best
+                (-2 to 1, the least squared error), or ternary, where |w| is over 0.7 of the largest (max) or mean (mean) |w|
+``dense``       Eq. 2, one code and one matrix (n, d) per kernel; flag ``published`` (see below)
 ``factorised``  Eq. 3, ``rank``; ``share`` = b (one B for all layers), a (one A for kernels of equal size) or none
 ``tiled``       one matrix (``tile``, d) for all tiles of all kernels, a code per tile
 ``seeded``      tiled, with a matrix drawn from ``seed``
@@ -19,6 +20,10 @@ then the ``hidden`` layers ("16", "16+16", up to three; 0 for none), both it and
 Kernels of one ``group`` share a generator, and those whose specifications also agree in everything share a head.
 Without ``group`` the whole specification takes its place: what is written the same is shared. The matrices of dense
 and factorised heads that belong to one kernel are never shared.
+
+``published`` is the form that the published code has: LayerNorm in front of the ReLU of every hidden layer but the last,
+which has no bias (it is the first of two layers of the published head), and kernels `BOUND` * tanh of what the matrix
+makes.  An image knows neither; both fold away where the generator has one code (`pyhtpw.quant.fold`).
 """
 
 from __future__ import annotations
@@ -31,12 +36,14 @@ from pyhtpw.errors import ConfigError
 
 KINDS = ("stored", "dense", "factorised", "tiled", "seeded", "codebook")
 MAX_GENERATORS, MAX_HEADS = 8, 64  # docs/SPEC.md 4.5, 4.6
+BOUND = 0.05
+"""Largest weight of a published kernel."""
 DEFAULT_TILE = {"tiled": 32, "seeded": 32, "codebook": 16}
 
 _GENERATOR = ("dz", "hidden", "code_bits", "generator_bits")
 _KEYS = {
-    "stored": ("bits", "narrow", "per_tensor"),
-    "dense": (*_GENERATOR, "head_bits", "narrow", "group"),
+    "stored": ("bits", "rule", "narrow", "per_tensor"),
+    "dense": (*_GENERATOR, "head_bits", "narrow", "published", "group"),
     "factorised": (*_GENERATOR, "head_bits", "rank", "share", "narrow", "group"),
     "tiled": ("tile", *_GENERATOR, "head_bits", "narrow", "group"),
     "seeded": ("tile", *_GENERATOR, "seed", "narrow", "group"),
@@ -65,8 +72,9 @@ _CHOICES = {
     "generator_bits": (4, 6, 8),
     "share": ("b", "a", "none"),
     "of": ("stored", "generated"),
+    "rule": ("best", "max", "mean"),
 }
-_FLAGS = ("narrow", "per_tensor")
+_FLAGS = ("narrow", "per_tensor", "published")
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class HeadSpec:
     narrow: bool = False
     per_tensor: bool = False
     group: str = ""
+    published: bool = False
+    rule: str = "best"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -110,6 +120,10 @@ class HeadSpec:
                 raise self._fail(f"has no key {name!r}{self._of()}; its keys are {', '.join(keys)}")
         if self.kind == "codebook" and self.of == "stored" and self.narrow and self.bits == 8:
             raise self._fail("narrow kernels take 4-bit values; set bits to 4 or 2")
+        if self.rule != "best" and self.bits != 2:
+            raise self._fail(f"rule {self.rule} makes ternary kernels; set bits to 2")
+        if self.published and len(self.hidden) < 2:
+            raise self._fail("published has its own last layer; give two or three hidden ones, like 96+96+96")
         if self.kind == "stored" and self.narrow and self.bits == 8:
             raise self._fail("narrow kernels take 4-bit values; set bits to 4 or 2")
 
@@ -229,7 +243,7 @@ def _value(kind: str, key: str, text: str, given: bool) -> object:
         if given:
             raise ConfigError(f"head {kind!r}: {key} is a flag; write it without '='")
         return True
-    if key in ("share", "of", "group"):
+    if key in ("share", "of", "group", "rule"):
         return text
     try:
         if key == "hidden":
@@ -254,11 +268,16 @@ class GeneratorPlan:
     bits: int
     code_bits: int
     sources: tuple[tuple[str, int], ...]
+    published: bool = False
 
     @property
     def width(self) -> int:
         """d: elements of what it makes."""
         return self.hidden[-1] if self.hidden else self.dz
+
+    def is_plain(self, layer: int) -> bool:
+        """Whether a layer is a matrix alone, without bias and LayerNorm: the last of a published generator."""
+        return self.published and layer + 1 == len(self.hidden)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of its own parameters."""
@@ -266,7 +285,10 @@ class GeneratorPlan:
         before = self.dz
         for i, units in enumerate(self.hidden):
             found[f"{self.name}.{i}.weight"] = (units, before)
-            found[f"{self.name}.{i}.bias"] = (units,)
+            if not self.is_plain(i):
+                found[f"{self.name}.{i}.bias"] = (units,)
+                if self.published:
+                    found[f"{self.name}.{i}.gamma"] = found[f"{self.name}.{i}.beta"] = (units,)
             before = units
         return found
 
@@ -341,7 +363,7 @@ def make_plan(kernels: Mapping[str, tuple[HeadSpec, tuple[int, ...]]]) -> Plan:
     for members in groups.values():
         first = kernels[members[0]][0]
         for name in members[1:]:
-            for key in _GENERATOR:
+            for key in (*_GENERATOR, "published"):
                 if getattr(kernels[name][0], key) != getattr(first, key):
                     raise ConfigError(
                         f"nodes {members[0]!r} and {name!r} share the generator of group {first.group!r} "
@@ -391,7 +413,9 @@ def make_plan(kernels: Mapping[str, tuple[HeadSpec, tuple[int, ...]]]) -> Plan:
         sources.sort(key=lambda source: order.get(source.rpartition(".")[0], len(order)))
         pairs = tuple((source, rows(source)) for source in sources)
         generators.append(
-            GeneratorPlan(_numbered("generator", at), spec.dz, spec.hidden, spec.generator_bits, spec.code_bits, pairs)
+            GeneratorPlan(
+                _numbered("generator", at), spec.dz, spec.hidden, spec.generator_bits, spec.code_bits, pairs, spec.published
+            )
         )
     # a generated codebook is two heads in the image: the one that makes its table, and itself
     entries = len(heads) + sum(head.spec.kind == "codebook" and head.spec.has_generator for head in heads)

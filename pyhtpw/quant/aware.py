@@ -60,7 +60,7 @@ class AwareModel(Model):
         for node in self._narrow:
             key = f"{node.name}.weight"
             axis = 1 if node.op == "depthwise" else 0
-            rounded = nearest(self.params[key], node.head.bits, axis, node.head.per_tensor)
+            rounded = nearest(self.params[key], node.head.bits, axis, node.head.per_tensor, node.head.rule)
             values = {**values, key: rounded.astype(self.dtype)}
         return values
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from pyhtpw.errors import ConfigError
 from pyhtpw.nets.graph import Graph, Node
-from pyhtpw.nets.heads import HeadPlan
+from pyhtpw.nets.heads import BOUND, HeadPlan
 from pyhtpw.quant import solve
 from pyhtpw.quant.statistics import EPS, statistics
 from pyhtpw.quant.stored import nearest
@@ -32,6 +32,7 @@ SEEDS = 8
 """Seeds that are tried for a seeded head: that of its specification and the next ones."""
 
 ADAM_STEPS = 400
+_WITHIN = 0.9  # of its bound, what the largest weight of a published kernel is scaled to
 _IMPORTANCE = (0.1, 10.0)  # least and largest weight of an element, relative to its layer's mean
 
 
@@ -108,7 +109,7 @@ def fit_network(
             errors[node.name] = float(np.linalg.norm(made[node.name] - target) / max(np.linalg.norm(target), 1e-30))
         elif node.name in kernels:
             kernel = kernels[node.name]
-            rounded = nearest(kernel, node.head.bits, 1 if node.op == "depthwise" else 0)
+            rounded = nearest(kernel, node.head.bits, 1 if node.op == "depthwise" else 0, rule=node.head.rule)
             errors[node.name] = float(np.linalg.norm(rounded - kernel) / max(np.linalg.norm(kernel), 1e-30))
     seeds = {head.name: head.spec.seed for head in fit.graph.plan.heads if head.spec.kind == "seeded"}
     return fit.graph, found, Report(errors, seeds)
@@ -126,7 +127,10 @@ def _equalised(nodes: list[Node], source: Mapping[str, np.ndarray]) -> dict[str,
         other = tuple(i for i in range(kernel.ndim) if i != axis)
         size = np.sqrt(np.mean(kernel**2, axis=other))
         fan_in = kernel.size // kernel.shape[axis]
-        scale = np.where(size > 1e-12, size * np.sqrt(fan_in / 2), 1.0)  # to the size that kernels start with
+        wanted = np.sqrt(2 / fan_in)  # the size that kernels start with
+        if node.head.published:  # or all of it inside the bound
+            size, wanted = np.abs(kernel).max(axis=other), _WITHIN * BOUND
+        scale = np.where(size > 1e-12, size / wanted, 1.0)
         shape = [1] * kernel.ndim
         shape[axis] = -1
         values[f"{node.name}.weight"] = kernel / scale.reshape(shape)
@@ -240,7 +244,15 @@ class _Fit:
         for head in self.graph.plan.heads:
             if head.spec.kind == "dense":
                 h = self._h(head)
-                self.params[f"{head.name}.weight"] = np.outer(self._whole(head), h) / (h @ h)
+                whole = self._whole(head)
+                if head.spec.published:
+                    if np.abs(whole).max() >= BOUND:
+                        raise ConfigError(
+                            f"node {head.nodes[0]!r}: its kernel has a weight of {np.abs(whole).max():.3f}, which a published head "
+                            f"bounds to {BOUND}, and no normalisation behind it that could make up for less; give it another head"
+                        )
+                    whole = np.arctanh(whole / BOUND)
+                self.params[f"{head.name}.weight"] = np.outer(whole, h) / (h @ h)
             elif head.spec.kind == "factorised" and head.spec.share != "a":
                 owner = head if head.b_of is None else self.graph.plan.heads[head.b_of]
                 h = self.params[f"{owner.name}.b.weight"] @ self._h(head)

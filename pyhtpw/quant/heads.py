@@ -13,6 +13,7 @@ from pyhtpw.image import integer
 from pyhtpw.image.integer import Generated, Generator, Head, Matrix
 from pyhtpw.nets.graph import Graph
 from pyhtpw.nets.heads import GeneratorPlan, HeadPlan
+from pyhtpw.quant.fold import fold
 from pyhtpw.quant.generator import NARROW, WIDE, run_head, run_matrix, seeded_layer
 from pyhtpw.quant.scales import HALF, multiplier
 from pyhtpw.train.heads import SEED_UNIT, code_scale, from_generation_order
@@ -199,7 +200,9 @@ def quantise_heads(graph: Graph, params: Mapping[str, np.ndarray]) -> IntegerHea
 
     Codes have one step per generator, what a generator makes uses [0, 127], and the kernels of a head [-127, 127]
     (narrow: [-7, 7]) with one step for all. Raises QuantiseError if something cannot be expressed.
+    Published heads are folded into plain ones first (`pyhtpw.quant.fold`).
     """
+    graph, params = fold(graph, params)
     q = _Quantiser(graph, params)
     model = integer.IntegerModel(integer.Tensor(1, 1, 1, 0), (), None, tuple(q.generators), tuple(q.heads))
     sources, kernels, scales = {}, {}, {}

@@ -7,11 +7,11 @@ from math import prod
 import numpy as np
 
 from pyhtpw.errors import QuantiseError
-from pyhtpw.image.integer import AddScalars, Info, IntegerModel, MulScalars, Op, Stored, Tensor, Window
+from pyhtpw.image.integer import AddScalars, AttendScalars, Info, IntegerModel, MulScalars, Op, Stored, Tensor, Window
 from pyhtpw.nets.graph import INPUT, Graph, Node, same_padding
 from pyhtpw.quant.freeze import freeze
 from pyhtpw.quant.heads import IntegerHeads, image_shape, quantise_heads
-from pyhtpw.quant.lower import FUNCTIONS, inner, lowered, table
+from pyhtpw.quant.lower import FUNCTIONS, inner, lowered, spread, table
 from pyhtpw.quant.scales import COMPACT, HALF, Scale, factors, fit_range, multiplier, requant
 from pyhtpw.quant.statistics import EPS, statistics
 from pyhtpw.quant.stored import nearest, quantise_stored
@@ -19,12 +19,15 @@ from pyhtpw.train.model import Model
 
 ADD_LEFT_SHIFT = 20  # TensorFlow Lite's choice for int8
 
-INTEGER_OPS = ("conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "dropout", "fc")
+INTEGER_OPS = (
+    "conv", "depthwise", "pointwise", "add", "avgpool", "maxpool", "silu", "squeeze_excite", "attention", "dropout", "fc"
+)  # fmt: skip
 """Ops of `pyhtpw.nets` that `_op` turns into operators, or that `pyhtpw.quant.lower` takes apart into such. Any other is
 refused by name."""
 _POOLS = ("avgpool", "maxpool")
 _LINEAR = ("conv", "depthwise", "pointwise", "fc")
-_MUL_SHIFTS = (-31, 14)  # docs/SPEC.md section 6
+_MUL_SHIFTS, _ATTEND_SHIFTS = (-31, 14), (-31, 5)  # docs/SPEC.md section 6
+_SOFTMAX_BITS = 26  # fraction bits of a difference of scores
 
 
 def quantise(
@@ -87,6 +90,7 @@ def quantise(
     for node in graph.nodes:
         acts.update(inner(node, acts[node.inputs[0]], values))
     nodes, shapes = lowered(graph)
+    params = spread(graph, params)
     made = {INPUT, *(node.name for node in nodes)}
     last = nodes[-1].name
     scales = {name: fit_range(x, clip=name != last) for name, x in acts.items() if name in made}
@@ -143,7 +147,7 @@ def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: Integer
         if node.head.kind == "stored" and (node.head.bits < 8 or node.head.per_tensor):
             try:
                 kernel, gain = _with_gain(node, params, _folded(node, params)[0])
-                kernel = nearest(kernel, node.head.bits, _channel_axis(node), node.head.per_tensor)
+                kernel = nearest(kernel, node.head.bits, _channel_axis(node), node.head.per_tensor, node.head.rule)
             except QuantiseError as error:
                 raise QuantiseError(f"node {node.name}: {error}") from error
             values[f"{node.name}.weight"] = np.ascontiguousarray(kernel / gain, np.float32)
@@ -198,7 +202,8 @@ def _linear(node: Node, params, values, scales: dict[str, Scale], heads: Integer
         w_scale = gain * step
     else:
         kernel, head = _with_gain(node, params, gain)[0], node.head
-        q, scaling = quantise_stored(kernel, y.scale / x.scale, head.bits, bits, _channel_axis(node), head.per_tensor)
+        axis = _channel_axis(node)
+        q, scaling = quantise_stored(kernel, y.scale / x.scale, head.bits, bits, axis, head.per_tensor, head.rule)
         weights = Stored(q.reshape(image_shape(node.op, q.shape)), head.bits, head.narrow)
         w_scale = scaling.real * y.scale / x.scale
     shape = weights.shape if node.name in heads.sources else weights.values.shape
@@ -234,8 +239,23 @@ def _op(node: Node, params, values, scales: dict[str, Scale], shapes, index, hea
         if not _MUL_SHIFTS[0] <= shift <= _MUL_SHIFTS[1]:
             raise QuantiseError(f"the factor of a product leaves the format's range: 2^{shift}")
         return Op(kind="mul", mul=MulScalars(m, shift), **common)
+    if node.op == "attend":
+        return Op(kind="attend", attend=_attend(scales[node.inputs[1]].scale, x.scale / y.scale), **common)
     if node.op in ("pointwise", "fc"):
         return Op(kind="conv1x1" if node.op == "pointwise" else "fc", **linear, **common)
     _, left = same_padding(t_in, node.kernel, node.stride)
     window = Window((1, node.kernel), (1, node.stride), (0, left))
     return Op(kind=node.op, window=window, **linear, **common)
+
+
+def _attend(score: float, ratio: float) -> AttendScalars:
+    """Of scores in steps of ``score``, and ``ratio`` of the input's step to the output's; the softmax's own is 1/256."""
+    softmax, shift = multiplier(score * 2.0**_SOFTMAX_BITS)
+    if not 0 <= shift <= 30:
+        raise QuantiseError(f"the step of the scores of an attention is {score}, which its softmax cannot tell from 0")
+    # beyond 31 e^-x is nothing, and a shifted difference must stay below 2^31
+    span = min(255, int(31 / score), ((1 << 31) - 1) >> shift)
+    m, out = multiplier(ratio / 256)
+    if not _ATTEND_SHIFTS[0] <= out <= _ATTEND_SHIFTS[1]:
+        raise QuantiseError(f"the factor of an attention leaves the format's range: 2^{out}")
+    return AttendScalars(softmax, shift, span, m, out)

@@ -28,9 +28,26 @@ def _round(rows: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(np.rint(rows / scales[:, None]), low, high)
 
 
-def _best(rows: np.ndarray, bits: int, on_grid) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and integers of every row with the least squared error; `on_grid` maps wished scales to possible ones,
-    none smaller."""
+THRESHOLD = 0.7
+"""Of the largest or the mean |w| of a filter: what is above becomes 1 or -1 by the rules "max" and "mean"."""
+
+
+def _ternary(rows: np.ndarray, rule: str, on_grid) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and integers of every row by a threshold; the scale has the least squared error for these integers."""
+    size = np.abs(rows)
+    threshold = THRESHOLD * (size.max(axis=1) if rule == "max" else size.mean(axis=1))
+    q = np.sign(rows) * (size > threshold[:, None])
+    counts = (q != 0).sum(axis=1)
+    wished = (rows * q).sum(axis=1) / np.maximum(counts, 1)
+    usual = max(wished.max(), 1e-6)  # for a filter of zeros, whose bias must be expressed in something
+    return on_grid(np.where(counts > 0, np.maximum(wished, 1e-12), usual)), q
+
+
+def _best(rows: np.ndarray, bits: int, on_grid, rule: str = "best") -> tuple[np.ndarray, np.ndarray]:
+    """Scale and integers of every row with the least squared error, or by a ternary rule; `on_grid` maps wished scales to
+    possible ones, none smaller."""
+    if rule != "best":
+        return _ternary(rows, rule, on_grid)
     largest = np.abs(rows).max(axis=1)
     # a channel of zeros has no scale of its own; give it one that its bias can be expressed in
     largest = np.where(largest > 1e-12, largest, max(largest.max(), 1e-6))
@@ -44,19 +61,25 @@ def _best(rows: np.ndarray, bits: int, on_grid) -> tuple[np.ndarray, np.ndarray]
     return best, chosen
 
 
-def nearest(kernel: np.ndarray, bits: int, axis: int = 0, per_tensor: bool = False) -> np.ndarray:
+def nearest(kernel: np.ndarray, bits: int, axis: int = 0, per_tensor: bool = False, rule: str = "best") -> np.ndarray:
     """The reals that a stored kernel of `bits` stands for, whatever its multipliers; `axis` is that of the output
-    channels."""
+    channels, `rule` that of `pyhtpw.nets.heads`."""
     rows = _rows(kernel, axis, per_tensor)
     if not np.isfinite(rows).all():
         raise QuantiseError("weights are not finite: the float model has diverged")
-    scales, q = _best(rows, bits, lambda wished: wished)
+    scales, q = _best(rows, bits, lambda wished: wished, rule)
     moved = np.moveaxis(kernel, axis, 0).shape
     return np.moveaxis((q * scales[:, None]).reshape(moved), 0, axis)
 
 
 def quantise_stored(
-    kernel: np.ndarray, unit: float, bits: int, multiplier_bits: int, axis: int = 0, per_tensor: bool = False
+    kernel: np.ndarray,
+    unit: float,
+    bits: int,
+    multiplier_bits: int,
+    axis: int = 0,
+    per_tensor: bool = False,
+    rule: str = "best",
 ) -> tuple[np.ndarray, Factors]:
     """Integers of a stored kernel and its requantisation.
 
@@ -77,6 +100,8 @@ def quantise_stored(
         That of the output channels.
     per_tensor
         One scale for all channels.
+    rule
+        "best", or "max" or "mean" for ternary kernels by a threshold (`pyhtpw.nets.heads`).
 
     Returns
     -------
@@ -95,7 +120,7 @@ def quantise_stored(
         )
         return np.where(short, up, found)
 
-    scales, q = _best(rows, bits, on_grid)
+    scales, q = _best(rows, bits, on_grid, rule)
     moved = np.moveaxis(kernel, axis, 0).shape
     scaling = factors(scales / unit, multiplier_bits)
     if per_tensor:

@@ -16,10 +16,12 @@ from math import prod
 import numpy as np
 
 from pyhtpw.nets.graph import Graph
-from pyhtpw.nets.heads import GeneratorPlan, HeadPlan
+from pyhtpw.nets.heads import BOUND, GeneratorPlan, HeadPlan
 from pyhtpw.train.workspace import Workspace
 
 Arrays = Mapping[str, np.ndarray]
+LAYER_EPSILON = 1e-5
+"""Added to the variance in the LayerNorm of a published generator."""
 SEED_UNIT = 128.0
 """A seeded matrix is gain * bytes / SEED_UNIT."""
 
@@ -53,16 +55,24 @@ def from_generation_order(flat: np.ndarray, shape: tuple[int, ...], depthwise: b
 
 
 class MicroMlp:
-    """A generator g: h = relu(G z + b) for each hidden layer."""
+    """A generator g: h = relu(G z + b) for each hidden layer; a published one h = relu(LayerNorm(G z + b)), and
+    relu(G z) for the last."""
 
     def __init__(self, plan: GeneratorPlan) -> None:
         self.plan = plan
 
     def forward(self, codes: np.ndarray, params: Arrays) -> np.ndarray:
         """Codes (rows, dz) -> h (rows, d)."""
-        self._values = [codes]
+        self._values, self._norms = [codes], []
         for i in range(len(self.plan.hidden)):
-            pre = self._values[-1] @ params[f"{self.plan.name}.{i}.weight"].T + params[f"{self.plan.name}.{i}.bias"]
+            pre = self._values[-1] @ params[f"{self.plan.name}.{i}.weight"].T
+            if not self.plan.is_plain(i):
+                pre += params[f"{self.plan.name}.{i}.bias"]
+                if self.plan.published:
+                    inverse = 1 / np.sqrt(pre.var(axis=1, keepdims=True) + pre.dtype.type(LAYER_EPSILON))
+                    pre = (pre - pre.mean(axis=1, keepdims=True)) * inverse
+                    self._norms.append((pre, inverse))
+                    pre = pre * params[f"{self.plan.name}.{i}.gamma"] + params[f"{self.plan.name}.{i}.beta"]
             self._values.append(np.maximum(pre, 0))
         return self._values[-1]
 
@@ -70,14 +80,26 @@ class MicroMlp:
         """dL/dh (rows, d) -> dL/dcodes (rows, dz); writes the gradients of the layers."""
         for i in reversed(range(len(self.plan.hidden))):
             d = d * (self._values[i + 1] > 0)
+            if not self.plan.is_plain(i):
+                if self.plan.published:
+                    d = self._norm_backward(i, d, params, grads)
+                np.sum(d, axis=0, out=grads[f"{self.plan.name}.{i}.bias"])
             np.matmul(d.T, self._values[i], out=grads[f"{self.plan.name}.{i}.weight"])
-            np.sum(d, axis=0, out=grads[f"{self.plan.name}.{i}.bias"])
             d = d @ params[f"{self.plan.name}.{i}.weight"]
         return d
 
 
+    def _norm_backward(self, i: int, d: np.ndarray, params: Arrays, grads: Arrays) -> np.ndarray:
+        """Through the LayerNorm of layer i."""
+        normal, inverse = self._norms[i]
+        np.sum(d * normal, axis=0, out=grads[f"{self.plan.name}.{i}.gamma"])
+        np.sum(d, axis=0, out=grads[f"{self.plan.name}.{i}.beta"])
+        d = d * params[f"{self.plan.name}.{i}.gamma"]
+        return inverse * (d - d.mean(axis=1, keepdims=True) - normal * (d * normal).mean(axis=1, keepdims=True))
+
+
 class Matrix:
-    """Dense and tiled heads: out = H h."""
+    """Dense and tiled heads: out = H h, or BOUND * tanh(H h) of a published one."""
 
     def __init__(self, plan: HeadPlan, heads: Sequence[HeadPlan], work: Workspace) -> None:
         self.plan, self.work, self.name = plan, work, plan.name
@@ -85,12 +107,18 @@ class Matrix:
     def forward(self, h: np.ndarray, params: Arrays) -> np.ndarray:
         """h (rows, d) -> (rows, tile or n)."""
         self._h = h
-        return np.matmul(
+        made = np.matmul(
             h, params[f"{self.name}.weight"].T, out=self.work.get(f"{self.name}/w", len(h), self.plan.rows)
         )
+        if not self.plan.spec.published:
+            return made
+        self._tanh = np.tanh(made)
+        return np.multiply(self._tanh, made.dtype.type(BOUND), out=made)
 
     def backward(self, d: np.ndarray, params: Arrays, grads: Arrays) -> np.ndarray:
         """dL/dout -> dL/dh; writes the gradient of the head's parameters."""
+        if self.plan.spec.published:
+            d = d * (d.dtype.type(BOUND) * (1 - self._tanh**2))
         np.matmul(d.T, self._h, out=grads[f"{self.name}.weight"])
         return d @ params[f"{self.name}.weight"]
 

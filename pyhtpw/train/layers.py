@@ -62,6 +62,15 @@ class Layer:
         raise NotImplementedError
 
 
+def branch_mask(node: Node, channels: int, dtype: type = np.float64) -> np.ndarray:
+    """1 for the taps that the branches of a conv have, 0 for the others, (Cout, K, Cin)."""
+    mask = np.zeros((node.cout, node.kernel, channels), dtype)
+    for channel, taps in enumerate(node.channel_taps()):
+        start = (node.kernel - taps) // 2
+        mask[channel, start : start + taps] = 1
+    return mask
+
+
 class Convolution(Layer):
     """Convolution over time, with a bias if the node has one, SAME padding with 0; a pointwise kernel is the case of one tap."""
 
@@ -88,6 +97,8 @@ class Convolution(Layer):
         dcols = self._get("dcols", *self._cols.shape) if need and not self._plain else self._get("none", 1, 1, 1)
         K.conv_backward(self._cols, weight, dy, dx, dcols, dw_runs, node.stride, self._left, node.kernel, need)
         np.sum(dw_runs, axis=0, out=grads[f"{node.name}.weight"].reshape(node.cout, -1))
+        if node.branches:
+            grads[f"{node.name}.weight"] *= branch_mask(node, weight.shape[1] // node.kernel, weight.dtype)
         self._bias_gradient(dy, grads)
         return (dx if need else None,)
 
@@ -325,8 +336,13 @@ class SqueezeExcite(Layer):
         (x,) = inputs
         name = self.node.name
         mean = x.mean(axis=1)
-        inner = np.maximum(mean @ params[f"{name}.reduce.weight"].T + params[f"{name}.reduce.bias"], 0)
-        outer = inner @ params[f"{name}.expand.weight"].T + params[f"{name}.expand.bias"]
+        inner = mean @ params[f"{name}.reduce.weight"].T
+        if self.node.bias:
+            inner += params[f"{name}.reduce.bias"]
+        inner = np.maximum(inner, 0)
+        outer = inner @ params[f"{name}.expand.weight"].T
+        if self.node.bias:
+            outer += params[f"{name}.expand.bias"]
         gate = 0.5 * (1 + np.tanh(0.5 * outer))  # the sigmoid, without an exponential that could overflow
         self._x, self._mean, self._inner, self._gate = x, mean, inner, gate
         return np.multiply(x, gate[:, None], out=self._get("out", *x.shape))
@@ -336,13 +352,51 @@ class SqueezeExcite(Layer):
         name, gate = self.node.name, self._gate
         douter = np.einsum("ntc,ntc->nc", dy, self._x) * gate * (1 - gate)
         np.matmul(douter.T, self._inner, out=grads[f"{name}.expand.weight"])
-        np.sum(douter, axis=0, out=grads[f"{name}.expand.bias"])
         dinner = (douter @ params[f"{name}.expand.weight"]) * (self._inner > 0)
         np.matmul(dinner.T, self._mean, out=grads[f"{name}.reduce.weight"])
-        np.sum(dinner, axis=0, out=grads[f"{name}.reduce.bias"])
+        if self.node.bias:
+            np.sum(douter, axis=0, out=grads[f"{name}.expand.bias"])
+            np.sum(dinner, axis=0, out=grads[f"{name}.reduce.bias"])
         dmean = dinner @ params[f"{name}.reduce.weight"]
         dx = np.multiply(dy, gate[:, None], out=self._get("dx", *dy.shape))
         dx += (dmean / dy.shape[1])[:, None]
+        return (dx,)
+
+
+class Attention(Layer):
+    """Mean over time in which a step weighs the sigmoid of what two small layers make of its channels.
+
+    The weights add up to 1: they are the softmax over time of the logarithm of that sigmoid, and are computed so.
+    """
+
+    def forward(self, inputs, params, training):
+        """(N,T,C) -> (N,1,C)."""
+        (x,) = inputs
+        name, (windows, steps, channels) = self.node.name, x.shape
+        inner = x.reshape(-1, channels) @ params[f"{name}.reduce.weight"].T + params[f"{name}.reduce.bias"]
+        inner = np.maximum(inner, 0)
+        score = (inner @ params[f"{name}.score.weight"][0] + params[f"{name}.score.bias"]).reshape(windows, steps)
+        logarithm = -np.logaddexp(0, -score)
+        share = np.exp(logarithm - logarithm.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        self._x, self._inner, self._share = x, inner, share
+        self._rest = 0.5 * (1 - np.tanh(0.5 * score))  # 1 - sigmoid: the derivative of the logarithm
+        return np.matmul(share[:, None], x, out=self._get("out", windows, 1, channels))
+
+    def backward(self, dy, params, grads, need):
+        """dy (N,1,C) -> dx (N,T,C), directly and through the weights."""
+        name, x, share = self.node.name, self._x, self._share
+        dshare = np.matmul(x, dy[:, 0, :, None])[:, :, 0]
+        dscore = share * (dshare - np.sum(share * dshare, axis=1, keepdims=True)) * self._rest
+        dscore = dscore.reshape(-1, 1)
+        np.matmul(dscore.T, self._inner, out=grads[f"{name}.score.weight"])
+        grads[f"{name}.score.bias"][0] = dscore.sum(dtype=np.float64)
+        dinner = dscore * params[f"{name}.score.weight"] * (self._inner > 0)
+        np.matmul(dinner.T, x.reshape(-1, x.shape[2]), out=grads[f"{name}.reduce.weight"])
+        grads[f"{name}.reduce.bias"][:] = dinner.sum(axis=0, dtype=np.float64)
+        dx = self._get("dx", *x.shape)
+        np.matmul(dinner, params[f"{name}.reduce.weight"], out=dx.reshape(-1, x.shape[2]))
+        dx += share[:, :, None] * dy
         return (dx,)
 
 
@@ -402,6 +456,7 @@ _LAYERS: dict[str, type[Layer]] = {
     "maxpool": MaxPool,
     "silu": Silu,
     "squeeze_excite": SqueezeExcite,
+    "attention": Attention,
     "dropout": Dropout,
     "fc": Linear,
 }

@@ -10,10 +10,14 @@ import numpy as np
 
 from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
+from pyhtpw.nets.heads import BOUND
 from pyhtpw.train.heads import Expander
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.layers import Dropout, chain
+from pyhtpw.train.layers import Dropout, branch_mask, chain
 from pyhtpw.train.workspace import Workspace
+
+PUBLISHED_SPREAD = 0.5
+"""Root mean square of what goes into the tanh of a published head at the start."""
 
 MIN_GAMMA = 1e-3
 """Least gain of a normalisation or a seeded head: integer kernels cannot absorb a sign, so it must never reach 0 or
@@ -25,13 +29,15 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
     Each array is drawn from its own generator, seeded by ``seed`` and its name, so that adding a node to a graph
     leaves the others' start as it was.  Stored kernels are He-normal.  Codes are standard normal, hence diverse, and
-    a head is then scaled so that the kernels it makes have the He variance of their mean fan-in.  The entries that
+    a head is then scaled so that the kernels it makes have the He variance of their mean fan-in (a published one, which
+    is bounded, to `PUBLISHED_SPREAD` in front of its tanh).  The entries that
     the tiles of a codebook pick are drawn evenly.
     """
     params: dict[str, np.ndarray] = {}
     kernels = graph.kernel_shapes()
     ops = {node.name: node.op for node in graph.nodes}
     heads = {head.name: head for head in graph.plan.heads}
+    branched = {node.name: node for node in graph.nodes if node.branches}
     for name, shape in graph.parameter_shapes().items():
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         owner, _, part = name.rpartition(".")
@@ -44,11 +50,14 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
         elif part == "ids":
             entries = graph.plan.heads[graph.plan.head_of[owner]].spec.entries
             params[name] = rng.permutation(np.arange(shape[0]) % entries).astype(float)
-        elif owner.endswith(".expand"):  # what follows is a sigmoid
+        elif owner.endswith((".expand", ".score")):  # what follows is a sigmoid
             params[name] = rng.standard_normal(shape) * np.sqrt(1.0 / shape[1])
         else:
             fan_in, gain = _fan(ops[owner], shape) if owner in ops else (prod(shape[1:]), 2.0)
             params[name] = rng.standard_normal(shape) * np.sqrt(gain / fan_in)
+            if owner in branched:  # the fan-in of a channel is that of its branch
+                taps = np.array(branched[owner].channel_taps()).reshape(-1, 1, 1)
+                params[name] *= branch_mask(branched[owner], shape[2]) * np.sqrt(shape[1] / taps)
     if heads:
         made = _alive(graph, params, seed)
         applied: dict[str, float] = {}
@@ -62,6 +71,9 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
             else:  # A is scaled with the kernels of the head that it belongs to
                 last, spread = "b.weight", spread * applied[graph.plan.heads[head.a_of].name]
             applied[head.name] = np.sqrt(2.0 / fan_in) / (spread or 1.0)
+            if head.spec.published:  # bounded kernels can be too small for that; start where the tanh is not flat
+                before = np.arctanh(np.clip(made[head.nodes[0]] / BOUND, -1 + 1e-12, 1 - 1e-12))
+                applied[head.name] = PUBLISHED_SPREAD / (np.sqrt(np.mean(before**2)) or 1.0)
             params[f"{head.name}.{last}"] *= applied[head.name]
     return params
 
