@@ -35,6 +35,10 @@ rows of it stay in the first-level cache."""
 # that is waited for: a step then takes ten times as long or more.  Read when the first kernel starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# The exception is GNU's library, where a wait may spin for a bounded time, about 0.1 ms here, and then sleep: a step
+# has some sixty kernels of 0.1 to 0.5 ms with little between them, and to wake a thread for each takes 0.05 ms.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 # The one place for compiler flags.  "contract" only lets a*b+c become one FMA instruction: it orders no sum anew, so
 # the same machine code gives the same bytes.  All automatic parallelism is off: only the loops marked prange count.
 _FLAGS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -617,6 +621,121 @@ def group_backward(dout, out, y, gamma, relu, moments, dx, sums_runs):
         _group_backward_run(
             dout[lo:hi], out[lo:hi], y[lo:hi], gamma, relu, moments[lo:hi], dx[lo:hi], sums_runs[c]
         )  # fmt: skip
+
+
+# -- ReLU, sums and means ----------------------------------------------------------------------------------------------
+
+
+@_serial
+def _relu_run(x, out):
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        out[i] = x[i] if x[i] > zero else zero
+
+
+@_serial
+def _relu_backward_run(out, dy, dx):
+    zero = dy.dtype.type(0)
+    for i in range(dy.size):
+        dx[i] = dy[i] if out[i] > zero else zero
+
+
+@_serial
+def _add_to_run(first, second, relu, out):
+    zero = first.dtype.type(0)
+    if relu:
+        for i in range(out.size):
+            v = first[i] + second[i]
+            out[i] = v if v > zero else zero
+    else:
+        for i in range(out.size):
+            out[i] = first[i] + second[i]
+
+
+@_serial
+def _mean_run(x, y):
+    """y (n,C) = mean over the steps of x (n,T,C)."""
+    windows, steps, channels = x.shape
+    for n in range(windows):
+        goal = y[n]
+        for c in range(channels):
+            goal[c] = 0.0
+        for t in range(steps):
+            source = x[n, t]
+            for c in range(channels):
+                goal[c] += source[c]
+        for c in range(channels):
+            goal[c] /= steps
+
+
+@_serial
+def _mean_backward_run(dy, dx):
+    """dx (n,T,C) of `_mean_run`."""
+    windows, steps, channels = dx.shape
+    for n in range(windows):
+        share = dy[n] / dy.dtype.type(steps)
+        for t in range(steps):
+            goal = dx[n, t]
+            for c in range(channels):
+                goal[c] = share[c]
+
+
+@_parallel
+def relu_forward(x, out):
+    """out (N,T,C) = x, negative values replaced by 0."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        n = (hi - lo) * x.shape[1] * x.shape[2]
+        _relu_run(x[lo:hi].reshape(n), out[lo:hi].reshape(n))
+
+
+@_parallel
+def relu_backward(out, dy, dx):
+    """dx (N,T,C) = dy where out is above 0, else 0."""
+    windows = dy.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        n = (hi - lo) * dy.shape[1] * dy.shape[2]
+        _relu_backward_run(out[lo:hi].reshape(n), dy[lo:hi].reshape(n), dx[lo:hi].reshape(n))
+
+
+@_parallel
+def add_forward(first, second, relu, out):
+    """out (N,T,C) = first + second, then ReLU if ``relu``."""
+    windows = out.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        n = (hi - lo) * out.shape[1] * out.shape[2]
+        _add_to_run(first[lo:hi].reshape(n), second[lo:hi].reshape(n), relu, out[lo:hi].reshape(n))
+
+
+@_parallel
+def mean_forward(x, y):
+    """y (N,C) = mean over the steps of x (N,T,C)."""
+    windows = x.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _mean_run(x[lo:hi], y[lo:hi])
+
+
+@_parallel
+def mean_backward(dy, dx):
+    """dx (N,T,C) of `mean_forward` from dy (N,C)."""
+    windows = dx.shape[0]
+    runs = min(windows, CHUNKS)
+    for c in prange(runs):
+        lo = c * windows // runs
+        hi = (c + 1) * windows // runs
+        _mean_backward_run(dy[lo:hi], dx[lo:hi])
 
 
 # -- pools over whole windows of time, and SiLU ----------------------------------------------------------------------

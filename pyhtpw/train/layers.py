@@ -238,29 +238,38 @@ class FrozenNorm(Layer):
 
 
 class Relu(Layer):
-    """Negative values replaced by 0, for nodes whose ReLU has no normalisation to ride on."""
+    """Negative values replaced by 0, for nodes whose ReLU has nothing to ride on."""
 
     def forward(self, inputs, params, training):
-        """Any shape -> the same."""
+        """(N,T,C) -> the same."""
         (x,) = inputs
-        self._out = np.maximum(x, 0, out=self._get("out", *x.shape))
+        self._out = self._get("out", *x.shape)
+        K.relu_forward(x, self._out)
         return self._out
 
     def backward(self, dy, params, grads, need):
         """The gradient at 0 is 0."""
-        return (np.multiply(dy, self._out > 0, out=self._lend(*dy.shape)),)
+        dx = self._lend(*dy.shape)
+        K.relu_backward(self._out, dy, dx)
+        return (dx,)
 
 
 class Add(Layer):
-    """Sum of two equal shapes."""
+    """Sum of two equal shapes, with the node's ReLU behind it if it has one."""
 
     def forward(self, inputs, params, training):
         """(N,T,C), (N,T,C) -> (N,T,C)."""
         first, second = inputs
-        return np.add(first, second, out=self._get("out", *first.shape))
+        self._out = self._get("out", *first.shape)
+        K.add_forward(first, second, self.node.relu, self._out)
+        return self._out
 
     def backward(self, dy, params, grads, need):
         """Both inputs receive the same array; nobody writes into a gradient that came from elsewhere."""
+        if self.node.relu:
+            dx = self._lend(*dy.shape)
+            K.relu_backward(self._out, dy, dx)
+            dy = dx
         return (dy, dy)
 
 
@@ -271,12 +280,14 @@ class AveragePool(Layer):
         """(N,T,C) -> (N,1,C)."""
         (x,) = inputs
         self._shape = x.shape
-        return np.mean(x, axis=1, keepdims=True, out=self._get("out", x.shape[0], 1, x.shape[2]))
+        out = self._get("out", x.shape[0], 1, x.shape[2])
+        K.mean_forward(x, out.reshape(x.shape[0], x.shape[2]))
+        return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,1,C) -> dx (N,T,C)."""
         dx = self._lend(*self._shape)
-        dx[:] = dy / self._shape[1]
+        K.mean_backward(dy[:, 0], dx)
         return (dx,)
 
 
@@ -431,6 +442,6 @@ def chain(node: Node, work: Workspace) -> tuple[Layer, ...]:
     layers = [kind(node, work)]
     if node.norm:
         layers.append(_NORMS[node.norm](node, work))
-    elif node.relu:
+    elif node.relu and kind is not Add:
         layers.append(Relu(node, work))
     return tuple(layers)

@@ -11,7 +11,7 @@ import numpy as np
 from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
 from pyhtpw.train.heads import Expander
-from pyhtpw.train.kernels import single_blas
+from pyhtpw.train.kernels import add_forward, single_blas
 from pyhtpw.train.layers import Dropout, chain
 from pyhtpw.train.workspace import Workspace
 
@@ -206,7 +206,9 @@ class Model:
                 if source == INPUT:
                     continue
                 if source in pending:  # into a third array: either may also be another node's gradient
-                    grad = np.add(pending[source], grad, out=self._work.get(f"{source}<{node.name}", *grad.shape))
+                    total = self._work.lend(*grad.shape)
+                    add_forward(pending[source], grad, False, total)
+                    grad = total
                 pending[source] = grad
         if self._expander is not None:
             self._expander.backward(self.params, grads)
