@@ -149,6 +149,21 @@ class Model:
         """What the classifier read (N,d) in the last forward pass; holds until the next one."""
         return self._outputs[self.graph.nodes[-1].inputs[0]][:, 0]
 
+    def share(self, other: Model) -> None:
+        """Work in the scratch memory of ``other``, a model of the same graph; not between a forward pass of one in training and its
+        backward pass."""
+        self._work = other._work
+        for layers in self._chains.values():
+            for layer in layers:
+                layer.work = other._work
+        if self._expander is not None:
+            self._expander.work = other._work
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the outputs of nodes and layers that the last forward pass kept for its backward pass."""
+        return self._work.kept_bytes
+
     def _windows(self, x: np.ndarray) -> np.ndarray:
         if np.ndim(x) != 3 or np.shape(x)[1:] != self.graph.input_shape or np.shape(x)[0] < 1:
             wanted = ", ".join(str(n) for n in self.graph.input_shape)

@@ -72,6 +72,7 @@ class Ema:
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model = type(model)(model.graph, model.params, dtype=model.dtype)
+        self.model.share(model)
 
     def update(self, source: Model, count: int) -> None:
         """Move towards ``source`` after update number ``count`` (from 1)."""

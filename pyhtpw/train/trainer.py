@@ -227,7 +227,7 @@ class _Run:
         """Score raw and averaged weights, keep what is best, and save all; the raw weights' score."""
         found = []
         for model in (self.model, self.ema.model):
-            logits = model.infer(x)
+            logits = model.infer(x, self.config.batch)  # no more memory than a step
             found.append(score(logits, labels))
             if not math.isfinite(found[-1].loss):
                 bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]

@@ -24,6 +24,11 @@ class Workspace:
             flat = self._flat[tag] = np.empty(size, self.dtype)
         return flat[:size].reshape(shape)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all arrays that are not lent."""
+        return sum(flat.nbytes for flat in self._flat.values())
+
     def lend(self, *shape: int) -> np.ndarray:
         """An array of ``shape`` with arbitrary content, whose memory serves again once nobody holds it or a view of it.
 
