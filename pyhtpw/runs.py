@@ -207,6 +207,7 @@ def finish(
         "ema_best_step": result.ema_best_step,
         "ema_val_macro_f1": result.ema_val_macro_f1,
         "seconds": round(result.seconds, 1),
+        "seconds_waiting_for_windows": round(result.waited, 3),
         "images": made,
         "synthetic": data.synthetic,
         "not_run": missing + more,

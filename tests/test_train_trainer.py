@@ -84,7 +84,7 @@ def test_result_and_files(unbroken):
         assert {k: v.tobytes() for k, v in stored.items()} == {k: v.tobytes() for k, v in params.items()}
         assert nets.Graph.from_dict(description["graph"]) == graph_of()
         assert description["config"]["lr"] == CONFIG.lr
-        assert set(description["environment"]) == {"numpy", "numba", "cpu"}
+        assert set(description["environment"]) == {"numpy", "scipy", "numba", "llvmlite", "cpu"}
         again = score(Model(graph_of(), params).infer(VAL.x), VAL.y)
         assert (again.macro_f1, again.threshold) == (f1, t)
     with open(directory / CURVES, newline="") as stream:

@@ -90,7 +90,7 @@ def train(
     kd: Annotated[float | None, typer.Option(help="Weight of distillation; default with a teacher: 1, as published.")] = None,
     kd_alpha: Annotated[float | None, typer.Option(help="Share of the teacher beside the labels; default: 0.7.")] = None,
     kd_temperature: Annotated[float | None, typer.Option(help="Temperature of the distillation; default: 2.")] = None,
-    feature_weight: Annotated[float | None, typer.Option("--feature", help="Weight of matching the teacher's features; default: 0.")] = None,
+    feature_weight: Annotated[float | None, typer.Option("--feature", help="Weight of matching the teacher's features.")] = None,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Write the final images of raw and averaged weights.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print network, bytes, memory and hours; train nothing.")] = False,
     steps: Steps = None,

@@ -152,12 +152,10 @@ class Model:
     def share(self, other: Model) -> None:
         """Work in the scratch memory of ``other``, a model of the same graph; not between a forward pass of one in training and its
         backward pass."""
-        self._work = other._work
+        self._work = other._work  # what expands the kernels keeps its own: their values are still asked for
         for layers in self._chains.values():
             for layer in layers:
                 layer.work = other._work
-        if self._expander is not None:
-            self._expander.work = other._work
 
     @property
     def saved_bytes(self) -> int:
