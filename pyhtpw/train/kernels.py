@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg  # noqa: F401  loads the BLAS that Numba calls, so that `single_blas` finds it
-from numba import njit, prange
+from numba import get_thread_id, njit, prange
 from threadpoolctl import ThreadpoolController
 
 CHUNKS = 8
@@ -145,7 +145,7 @@ def _scatter_add(dcols, dx, stride, left, taps):
 def conv_forward(x, w, y, cols, stride, left, taps):
     """y (N,O,C) = taps of x (N,T,I) times w (C,K*I).
 
-    cols (runs,n,O,K*I) is scratch for n windows at a time of each run.  With one tap and stride 1 the taps are x
+    cols (threads,n,O,K*I) is scratch for n windows at a time of each thread.  With one tap and stride 1 the taps are x
     itself and cols is not used.
     """
     windows, outs, channels = y.shape
@@ -158,10 +158,11 @@ def conv_forward(x, w, y, cols, stride, left, taps):
             rows = (hi - lo) * outs
             np.dot(x[lo:hi].reshape(rows, width), w.T, y[lo:hi].reshape(rows, channels))
         else:
+            own = get_thread_id()
             for start in range(lo, hi, cols.shape[1]):
                 stop = min(hi, start + cols.shape[1])
                 rows = (stop - start) * outs
-                some = cols[c, : stop - start]
+                some = cols[own, : stop - start]
                 _gather(x[start:stop], some, stride, left, taps)
                 np.dot(some.reshape(rows, width), w.T, y[start:stop].reshape(rows, channels))
 
@@ -171,7 +172,7 @@ def conv_backward(x, w, dy, dx, cols, dw_runs, more, stride, left, taps, need_dx
     """Gradients of `conv_forward` from dy (N,O,C).
 
     dw_runs (runs,C,K*I) receives one partial sum per run.  With ``need_dx`` dx (N,T,I) is written.  cols
-    (runs,n,O,K*I) and more (runs,C,K*I) are scratch: the taps are gathered once more rather than kept since the
+    (threads,n,O,K*I) and more (threads,C,K*I) are scratch: the taps are gathered once more rather than kept since the
     forward pass, which would take K times the memory of x.
     """
     windows, outs, channels = dy.shape
@@ -187,18 +188,19 @@ def conv_backward(x, w, dy, dx, cols, dw_runs, more, stride, left, taps, need_dx
             if need_dx:
                 np.dot(d, w, dx[lo:hi].reshape(rows, width))
         else:
+            own = get_thread_id()
             for start in range(lo, hi, cols.shape[1]):
                 stop = min(hi, start + cols.shape[1])
                 rows = (stop - start) * outs
                 d = dy[start:stop].reshape(rows, channels)
-                some = cols[c, : stop - start]
+                some = cols[own, : stop - start]
                 flat = some.reshape(rows, width)
                 _gather(x[start:stop], some, stride, left, taps)
                 if start == lo:
                     np.dot(d.T, flat, dw_runs[c])
                 else:
-                    np.dot(d.T, flat, more[c])
-                    _add_run(dw_runs[c].reshape(channels * width), more[c].reshape(channels * width))
+                    np.dot(d.T, flat, more[own])
+                    _add_run(dw_runs[c].reshape(channels * width), more[own].reshape(channels * width))
                 if need_dx:
                     np.dot(d, w, flat)
                     _scatter_add(some, dx[start:stop], stride, left, taps)
@@ -886,3 +888,36 @@ def silu_backward(x, dy, dx):
         hi = (c + 1) * windows // runs
         n = (hi - lo) * size
         _silu_backward_run(x[lo:hi].reshape(n), dy[lo:hi].reshape(n), dx[lo:hi].reshape(n))
+
+
+# -- AdamW -----------------------------------------------------------------------------------------------------------
+
+
+@_serial
+def _adamw_run(weights, gradient, first, second, decays, beta1, beta2, shrink, scale, correction, epsilon):
+    one = weights.dtype.type(1)
+    for i in range(weights.size):
+        g = gradient[i]
+        m = beta1 * first[i] + (one - beta1) * g
+        v = beta2 * second[i] + (one - beta2) * (g * g)
+        first[i] = m
+        second[i] = v
+        w = weights[i] - shrink * weights[i] if decays[i] else weights[i]
+        weights[i] = w - scale * m / (np.sqrt(v * correction) + epsilon)
+
+
+@_parallel
+def adamw(weights, gradient, first, second, decays, beta1, beta2, shrink, scale, correction, epsilon):
+    """One update of weights (P,) and of both moments (P,), in place.
+
+    Weights with ``decays`` (P,) shrink by ``shrink`` of themselves first; then ``scale`` times the first moment is taken off, over the
+    root of ``correction`` times the second one, plus ``epsilon``. The numbers are of the arrays' type.
+    """
+    size = weights.size
+    for c in prange(CHUNKS):
+        lo = c * size // CHUNKS
+        hi = (c + 1) * size // CHUNKS
+        _adamw_run(
+            weights[lo:hi], gradient[lo:hi], first[lo:hi], second[lo:hi], decays[lo:hi],
+            beta1, beta2, shrink, scale, correction, epsilon,
+        )  # fmt: skip

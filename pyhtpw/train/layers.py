@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numba import get_num_threads
 
 from pyhtpw.nets.graph import Node, pool_windows, same_padding
 from pyhtpw.train import kernels as K
@@ -91,7 +92,7 @@ class Convolution(Layer):
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
         cols = self._columns(windows, outs, x.shape[2])
         dw_runs = self._lend(K.chunk_count(windows), *weight.shape)
-        more = self._lend(*(dw_runs.shape if cols.shape[1] * len(cols) < windows else (1, 1, 1)))
+        more = self._lend(len(cols), *weight.shape)
         dx = self._lend(*(x.shape if need else (1, 1, 1)))
         K.conv_backward(x, weight, dy, dx, cols, dw_runs, more, node.stride, self._left, node.kernel, need)
         np.sum(dw_runs, axis=0, out=grads[f"{node.name}.weight"].reshape(node.cout, -1))
@@ -99,13 +100,13 @@ class Convolution(Layer):
         return (dx if need else None,)
 
     def _columns(self, windows: int, outs: int, channels: int) -> np.ndarray:
-        """Scratch for the gathered taps of some windows of each run."""
+        """Scratch of each thread for the gathered taps of some windows."""
         node = self.node
         if node.kernel == 1 and node.stride == 1:
             return self._lend(1, 1, 1, 1)
         runs = K.chunk_count(windows)
         some = min(-(-windows // runs), max(1, ROWS // outs))
-        return self._lend(runs, some, outs, node.kernel * channels)
+        return self._lend(get_num_threads(), some, outs, node.kernel * channels)
 
 
 class Depthwise(Layer):
@@ -166,7 +167,7 @@ class BatchNorm(Layer):
         y, name = self._y, self.node.name
         windows, steps, channels = y.shape
         rows = windows * steps
-        dz = self._lend(*y.shape)
+        dz = self._out  # has served: whoever read it has been through its backward pass
         sums_runs = self._lend(K.chunk_count(windows), 2, channels)
         mean = self._mean.astype(y.dtype)
         K.norm_backward_sums(dy, self._out, y, mean, self.node.relu, dz, sums_runs)
@@ -226,7 +227,7 @@ class FrozenNorm(Layer):
     def backward(self, dy, params, grads, need):
         """dy (N,T,C) -> dx (N,T,C)."""
         name, channels = self.node.name, dy.shape[2]
-        dz = self._lend(*dy.shape)
+        dz = self._out
         sums_runs = self._lend(K.chunk_count(len(dy)), 2, channels)
         mean = params[f"{name}.mean"].astype(dy.dtype)
         K.norm_backward_sums(dy, self._out, self._y, mean, self.node.relu, dz, sums_runs)

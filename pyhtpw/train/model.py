@@ -146,7 +146,7 @@ class Model:
 
     @property
     def features(self) -> np.ndarray:
-        """What the classifier read (N,d) in the last forward pass; holds until the next one."""
+        """What the classifier read (N,d) in the last forward pass; holds until the next pass, also a backward one."""
         return self._outputs[self.graph.nodes[-1].inputs[0]][:, 0]
 
     def share(self, other: Model) -> None:
@@ -225,6 +225,7 @@ class Model:
                 pending[source] = grad
         if self._expander is not None:
             self._expander.backward(self.params, grads)
+        self._outputs = {}  # overwritten by gradients in part
         return self.grads
 
     def first_not_finite(self) -> str:
@@ -234,7 +235,7 @@ class Model:
             for part in ("mean", "var"):
                 if not np.isfinite(self.params.get(f"{node.name}.{part}", 0.0)).all():
                     return f"the {part} of node {node.name!r}"
-            if not np.isfinite(self._outputs[node.name]).all():
+            if not np.isfinite(self._outputs.get(node.name, 0.0)).all():
                 return f"the output of node {node.name!r}"
         place = {node.name: -i for i, node in enumerate(self.graph.nodes)}  # the backward pass meets the last first
         for name in sorted(self.grads, key=lambda name: place.get(name.partition(".")[0], 1)):

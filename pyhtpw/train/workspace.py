@@ -36,8 +36,14 @@ class Workspace:
         as much as all activations together.
         """
         size = prod(shape)
-        best = min((i for i, flat in enumerate(self._idle) if flat.size >= size), key=lambda i: self._idle[i].size, default=-1)
-        flat = np.empty(size, self.dtype) if best < 0 else self._idle.pop(best)
+        idle = self._idle
+        best = min((i for i, flat in enumerate(idle) if flat.size >= size), key=lambda i: idle[i].size, default=-1)
+        if best < 0:
+            if idle:  # grow one instead of adding one
+                del idle[max(range(len(idle)), key=lambda i: idle[i].size)]
+            flat = np.empty(size, self.dtype)
+        else:
+            flat = idle.pop(best)
         # Through the buffer, since a view of a view would hold ``flat`` itself, and not tell when it is done with.
         lent = np.frombuffer(memoryview(flat), self.dtype, size)
         weakref.finalize(lent, self._idle.append, flat).atexit = False
