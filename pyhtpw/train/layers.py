@@ -17,6 +17,7 @@ import numpy as np
 from numba import get_num_threads
 
 from pyhtpw.nets.graph import Node, pool_windows, same_padding
+from pyhtpw.train import elementwise as E
 from pyhtpw.train import kernels as K
 from pyhtpw.train.workspace import Workspace
 
@@ -245,13 +246,13 @@ class Relu(Layer):
         """(N,T,C) -> the same."""
         (x,) = inputs
         self._out = self._get("out", *x.shape)
-        K.relu_forward(x, self._out)
+        E.relu_forward(x, self._out)
         return self._out
 
     def backward(self, dy, params, grads, need):
         """The gradient at 0 is 0."""
         dx = self._lend(*dy.shape)
-        K.relu_backward(self._out, dy, dx)
+        E.relu_backward(self._out, dy, dx)
         return (dx,)
 
 
@@ -262,14 +263,14 @@ class Add(Layer):
         """(N,T,C), (N,T,C) -> (N,T,C)."""
         first, second = inputs
         self._out = self._get("out", *first.shape)
-        K.add_forward(first, second, self.node.relu, self._out)
+        E.add_forward(first, second, self.node.relu, self._out)
         return self._out
 
     def backward(self, dy, params, grads, need):
         """Both inputs receive the same array; nobody writes into a gradient that came from elsewhere."""
         if self.node.relu:
             dx = self._lend(*dy.shape)
-            K.relu_backward(self._out, dy, dx)
+            E.relu_backward(self._out, dy, dx)
             dy = dx
         return (dy, dy)
 
@@ -282,13 +283,13 @@ class AveragePool(Layer):
         (x,) = inputs
         self._shape = x.shape
         out = self._get("out", x.shape[0], 1, x.shape[2])
-        K.mean_forward(x, out.reshape(x.shape[0], x.shape[2]))
+        E.mean_forward(x, out.reshape(x.shape[0], x.shape[2]))
         return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,1,C) -> dx (N,T,C)."""
         dx = self._lend(*self._shape)
-        K.mean_backward(dy[:, 0], dx)
+        E.mean_backward(dy[:, 0], dx)
         return (dx,)
 
 
@@ -300,13 +301,13 @@ class WindowAverage(Layer):
         (x,) = inputs
         self._shape = x.shape
         out = self._get("out", x.shape[0], pool_windows(x.shape[1], self.node.kernel, self.node.stride), x.shape[2])
-        K.average_forward(x, out, self.node.kernel, self.node.stride)
+        E.average_forward(x, out, self.node.kernel, self.node.stride)
         return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,C)."""
         dx = self._lend(*self._shape)
-        K.average_backward(dy, dx, self.node.kernel, self.node.stride)
+        E.average_backward(dy, dx, self.node.kernel, self.node.stride)
         return (dx,)
 
 
@@ -318,13 +319,13 @@ class MaxPool(Layer):
         (self._x,) = inputs
         windows, steps, channels = self._x.shape
         self._out = self._get("out", windows, pool_windows(steps, self.node.kernel, self.node.stride), channels)
-        K.max_forward(self._x, self._out, self.node.kernel, self.node.stride)
+        E.max_forward(self._x, self._out, self.node.kernel, self.node.stride)
         return self._out
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,C); of equal values the first has the gradient."""
         dx = self._lend(*self._x.shape)
-        K.max_backward(self._x, self._out, dy, dx, self.node.kernel, self.node.stride)
+        E.max_backward(self._x, self._out, dy, dx, self.node.kernel, self.node.stride)
         return (dx,)
 
 
@@ -335,13 +336,13 @@ class Silu(Layer):
         """(N,T,C) -> (N,T,C)."""
         (self._x,) = inputs
         out = self._get("out", *self._x.shape)
-        K.silu_forward(self._x, out)
+        E.silu_forward(self._x, out)
         return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,T,C) -> dx (N,T,C)."""
         dx = self._lend(*dy.shape)
-        K.silu_backward(self._x, dy, dx)
+        E.silu_backward(self._x, dy, dx)
         return (dx,)
 
 

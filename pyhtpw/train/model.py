@@ -10,8 +10,9 @@ import numpy as np
 
 from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
+from pyhtpw.train.elementwise import add_forward
 from pyhtpw.train.heads import Expander
-from pyhtpw.train.kernels import add_forward, single_blas
+from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.layers import Dropout, chain
 from pyhtpw.train.workspace import Workspace
 

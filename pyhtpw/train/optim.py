@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pyhtpw.train.kernels import adamw
+from pyhtpw.train.elementwise import adamw
 from pyhtpw.train.model import Model
 
 BETAS = (0.9, 0.999)
