@@ -11,12 +11,17 @@ from pyhtpw.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Network options of `pyhtpw.nets.build`, fields of `pyhtpw.train.TrainConfig`, and the evaluation filter's width."""
+    """Network options of `pyhtpw.nets.build`, fields of `pyhtpw.train.TrainConfig`, the evaluation filter's width, and the teacher.
+
+    ``teacher`` is empty, or has ``run`` (a finished run's folder or one of its checkpoints), or ``net`` with any of ``steps``,
+    ``options`` and ``train``: a network to train first.
+    """
 
     net: str = "hypertinypw"
     net_options: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     median: int = 1  # windows; 1 is no filter
+    teacher: dict[str, Any] = field(default_factory=dict)
 
 
 RECIPES = {

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from pyhtpw.recipes import Recipe
 from pyhtpw.train import TrainConfig
 from pyhtpw.train.checkpoint import load_checkpoint
 from pyhtpw.train.kernels import single_blas
-from pyhtpw.train.objective import cross_entropy
-from pyhtpw.train.trainer import BEST
+from pyhtpw.train.objective import Objective, cross_entropy
+from pyhtpw.train.optim import AdamW, Ema
+from pyhtpw.train.teacher import Signals, Teacher, load_teacher, signals, train_teacher
+from pyhtpw.train.trainer import BEST, Progress
 
-TABLES = ("net", "train", "heads", "evaluate")
+TABLES = ("net", "train", "heads", "evaluate", "teacher")
+TEACHER = ("run", "net", "steps", "options", "train")
 _TRIAL_STEPS = 4  # of a dry run, after two that warm up
 
 
@@ -35,12 +38,15 @@ def changed(
     net: str | None = None,
     heads: Mapping[str, str] | None = None,
     aware: bool | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    objective: Mapping[str, float] | None = None,
 ) -> Recipe:
     """The recipe with what a TOML file says in place of its own, and options in place of that.
 
     The file has any of the tables ``[net]`` (``name``, and options of `pyhtpw.nets.build`), ``[train]`` (fields of
-    `pyhtpw.train.TrainConfig`), ``[heads]`` and ``[evaluate]`` (``median``). Options of the recipe's own network that
-    another one does not have are left out, those of the file are not. Raises ConfigError naming file and entry.
+    `pyhtpw.train.TrainConfig`; ``teacher = "RUN"`` for a teacher that is there), ``[teacher]`` (as `Recipe` has it), ``[heads]`` and
+    ``[evaluate]`` (``median``). A teacher counts kd = 1 unless the objective says otherwise. Options of the recipe's own network
+    that another one does not have are left out, those of the file are not. Raises ConfigError naming file and entry.
     """
     given: dict[str, Any] = {}
     if config is not None:
@@ -50,10 +56,17 @@ def changed(
             raise ConfigError(f"{config}: has the unknown table or entry {unknown[0]!r}; its tables are {', '.join(TABLES)}")
         given = dict(tables.get("net", {}))
         recipe = replace(recipe, net=given.pop("name", recipe.net))
-        wrong = sorted(set(tables.get("train", {})) - {f.name for f in fields(TrainConfig)})
-        if wrong:
-            raise ConfigError(f"{config}: [train] has the unknown entry {wrong[0]!r}")
-        recipe = replace(recipe, train={**recipe.train, **tables.get("train", {})})
+        train = dict(tables.get("train", {}))
+        told = dict(tables.get("teacher", {}))
+        if "teacher" in train:
+            if told:
+                raise ConfigError(f"{config}: [train] teacher and the table [teacher] both name a teacher; leave one out")
+            told = {"run": train.pop("teacher")}
+        for table, has, known in (("train", train, {f.name for f in fields(TrainConfig)}), ("teacher", told, TEACHER)):
+            wrong = sorted(set(has) - set(known))
+            if wrong:
+                raise ConfigError(f"{config}: [{table}] has the unknown entry {wrong[0]!r}")
+        recipe = replace(recipe, train={**recipe.train, **train}, teacher=told or recipe.teacher)
         recipe = replace(recipe, median=tables.get("evaluate", {}).get("median", recipe.median))
         if "heads" in tables:
             given["heads"] = load_heads(config)
@@ -65,7 +78,60 @@ def changed(
     recipe = replace(recipe, net_options={**own, **given})
     if aware is not None:
         recipe = replace(recipe, train={**recipe.train, "aware": aware})
-    return recipe
+    if teacher:
+        recipe = replace(recipe, teacher=dict(teacher))
+    goal = {**_mapping(recipe.train.get("objective", {})), **(objective or {})}
+    if recipe.teacher and not (goal.get("kd") or goal.get("feature")):
+        goal["kd"] = 1.0
+    return replace(recipe, train={**recipe.train, "objective": goal}) if goal else recipe
+
+
+def _mapping(objective: Any) -> dict[str, Any]:
+    """An objective as the options that make it, checked."""
+    given = asdict(Objective.parse(objective))
+    return given if isinstance(objective, Objective) else {name: given[name] for name in objective}
+
+
+def distil(
+    recipe: Recipe, data: Dataset, out: Path, *, seed: int = 0, progress: Progress | None = None
+) -> tuple[Teacher, Signals] | None:
+    """The recipe's teacher and what it says of the training windows; None if the recipe has none.
+
+    A teacher that is named by its network is trained in ``out``/teacher first, with the recipe's settings but its own steps and the
+    plain cross-entropy; a run that is there goes on, and a finished one is just loaded. The outputs are kept in
+    ``out``/teacher.safetensors and computed again if teacher or windows change.
+
+    Raises ConfigError for a teacher that is not one of these, or reads other windows or has other classes; TrainError for a folder
+    without one, and for a run that does not belong to these settings.
+    """
+    told = dict(recipe.teacher)
+    if not told:
+        return None
+    if ("run" in told) == ("net" in told):
+        raise ConfigError("the teacher is either a run that is there or a network to train first: give one of run and net")
+    if "run" in told:
+        teacher = load_teacher(told["run"])
+    else:
+        _, t, c = data.train.x.shape
+        graph = build(told["net"], t=t, channels_in=c, classes=len(data.classes), **told.get("options", {}))
+        settings = {**recipe.train, **told.get("train", {}), "seed": seed, "aware": False}
+        if "objective" not in told.get("train", {}):
+            settings["objective"] = {}
+        settings["steps"] = told.get("steps", settings["steps"])
+        settings["warmup"] = min(settings.get("warmup", 100), settings["steps"])
+        settings["eval_every"] = min(settings.get("eval_every", 100), settings["steps"])
+        try:
+            config = TrainConfig(**settings)
+        except TypeError as error:
+            raise ConfigError(f"[teacher] train: {error}") from error
+        teacher = train_teacher(graph, data.train, data.val, config, out / "teacher", progress=progress)
+    shape, classes = data.train.x.shape[1:], len(data.classes)
+    if teacher.graph.input_shape != shape or teacher.graph.classes != classes:
+        raise ConfigError(
+            f"the teacher {teacher.graph.name!r} reads windows {teacher.graph.input_shape} of {teacher.graph.classes} classes, these are "
+            f"{tuple(shape)} of {classes}: train one on the same data"
+        )
+    return teacher, signals(teacher, data.train.x, out / "teacher.safetensors")
 
 
 def initial(
@@ -103,7 +169,11 @@ def initial(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would cost, before it: bytes of the image as the network starts, peak of saved activations, time."""
+    """What a run would cost, before it: bytes of the image as the network starts, memory, time.
+
+    ``activation_bytes`` is what a forward pass keeps for the backward pass, ``memory_bytes`` what the process grew by at its largest,
+    in the trial: activations, gradients, scratch, and the code of the kernels.
+    """
 
     network: str
     parameters: int
@@ -111,6 +181,7 @@ class Estimate:
     generated_weights: int
     image_bytes: int
     activation_bytes: int
+    memory_bytes: int | None
     ms_per_step: float
     steps: int
 
@@ -118,6 +189,15 @@ class Estimate:
     def hours(self) -> float:
         """Of all steps, validation left out."""
         return self.ms_per_step * self.steps / 3.6e6
+
+
+def resident(field: str = "VmRSS") -> int | None:
+    """Bytes of this process in memory now, or ("VmHWM") at most so far; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)
 
 
 def estimate(recipe: Recipe, data: Dataset, *, steps: int | None = None, seed: int = 0) -> Estimate:
@@ -130,25 +210,31 @@ def estimate(recipe: Recipe, data: Dataset, *, steps: int | None = None, seed: i
         from pyhtpw.quant.aware import AwareModel as Kind
     else:
         from pyhtpw.train import Model as Kind
+    before = resident()
     model = Kind(graph, seed=seed)
+    optimiser = AdamW(model, config.weight_decay)
+    average = Ema(model, config.ema)
     x, labels = np.array(data.train.x[: config.batch], np.float32), np.asarray(data.train.y[: config.batch])
     times = []
     with single_blas():  # as the trainer does: threads of BLAS inside the layers' own fight for the cores
-        for _ in range(2 + _TRIAL_STEPS):
+        for step in range(1, 3 + _TRIAL_STEPS):
             began = time.perf_counter()
             _, grad = cross_entropy(model.forward(x, training=True), labels)
             model.backward(grad)
+            optimiser.step(step, config.lr / 100)
+            average.update(model, step)
             times.append(time.perf_counter() - began)
+    peak = resident("VmHWM")
     image = write(quantise(graph, model.state(), calibration_windows(data, seed, 64), classes=data.classes, sample_rate=data.fs))
     kernels = graph.kernel_shapes()
-    outputs = sum(int(np.prod(shape)) for shape in graph.shapes().values())
     return Estimate(
         graph.name,
         graph.parameter_count(),
         sum(graph.macs().values()),
         sum(int(np.prod(kernels[node.name])) for node in graph.generated_nodes()),
         len(image),
-        4 * config.batch * outputs,
+        model.saved_bytes,
+        None if before is None else peak - before,
         round(1e3 * float(np.median(times[2:])), 2),
         steps or config.steps,
     )

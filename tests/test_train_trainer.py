@@ -12,7 +12,7 @@ import pytest
 
 from pyhtpw import nets
 from pyhtpw.errors import ConfigError, DataError, TrainError
-from pyhtpw.train import Model, TrainConfig, train
+from pyhtpw.train import Model, TrainConfig, train, trainer
 from pyhtpw.train.batches import Sampler, augment, load_batch
 from pyhtpw.train.checkpoint import load_checkpoint, save_checkpoint
 from pyhtpw.train.objective import score
@@ -84,7 +84,7 @@ def test_result_and_files(unbroken):
         assert {k: v.tobytes() for k, v in stored.items()} == {k: v.tobytes() for k, v in params.items()}
         assert nets.Graph.from_dict(description["graph"]) == graph_of()
         assert description["config"]["lr"] == CONFIG.lr
-        assert set(description["environment"]) == {"numpy", "numba", "cpu"}
+        assert set(description["environment"]) == {"numpy", "scipy", "numba", "llvmlite", "cpu"}
         again = score(Model(graph_of(), params).infer(VAL.x), VAL.y)
         assert (again.macro_f1, again.threshold) == (f1, t)
     with open(directory / CURVES, newline="") as stream:
@@ -152,23 +152,20 @@ def listening():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_inside_a_step_finishes_the_step(unbroken, tmp_path, listening):
-    class Windows(np.ndarray):
-        """Presses Ctrl-C while the 12th batch is read."""
+def test_ctrl_c_inside_a_step_finishes_the_step(unbroken, tmp_path, listening, monkeypatch):
+    advance, steps = trainer._Run.advance, []
 
-        reads = 0
+    def pressing(run, *batch):
+        """Ctrl-C in the 12th step."""
+        steps.append(run.step)
+        if len(steps) == 12:
+            signal.raise_signal(signal.SIGINT)
+        return advance(run, *batch)
 
-        def __getitem__(self, key):
-            if isinstance(key, np.ndarray):
-                Windows.reads += 1
-                if Windows.reads == 12:
-                    signal.raise_signal(signal.SIGINT)
-            return np.asarray(self)[key]
-
-    split = SimpleNamespace(x=TRAIN.x.view(Windows), y=TRAIN.y)
+    monkeypatch.setattr(trainer._Run, "advance", pressing)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="step 12"):
-        train(graph_of(), split, VAL, CONFIG, tmp_path)
+        train(graph_of(), TRAIN, VAL, CONFIG, tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
     assert load_checkpoint(tmp_path / LAST)[1]["step"] == 12
     assert same(train(graph_of(), TRAIN, VAL, CONFIG, tmp_path, resume=True), unbroken[0])

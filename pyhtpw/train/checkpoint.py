@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
 import safetensors
 import safetensors.numpy
+import scipy
 
 from pyhtpw.errors import TrainError
 
@@ -34,7 +36,13 @@ def cpu_model() -> str:
 
 def environment() -> dict[str, str]:
     """What, besides the inputs, the bytes of a result depend on."""
-    return {"numpy": np.__version__, "numba": numba.__version__, "cpu": cpu_model()}
+    return {
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,  # whose BLAS the kernels call
+        "numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "cpu": cpu_model(),
+    }
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Numba kernels of the trainer: convolution, depthwise convolution, normalisations, pools, SiLU.
+"""Numba kernels of the trainer: convolution, depthwise convolution, normalisations; `elementwise` has the others.
 
 Letters used throughout: N windows, T input steps, O output steps, C channels, I input channels, K taps,
 R = N*O rows.  Arrays are C-contiguous and of one floating type, float32 in training and float64 in gradient checks.
@@ -21,15 +21,23 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg  # noqa: F401  loads the BLAS that Numba calls, so that `single_blas` finds it
-from numba import njit, prange
+from numba import get_thread_id, njit, prange
 from threadpoolctl import ThreadpoolController
 
 CHUNKS = 8
 """Most runs a batch is cut into; also the most threads that can share one kernel."""
 
+ROW = 256
+"""Values that the loops over channels take at once, where there are fewer channels: long enough for vectors, and some
+rows of it stay in the first-level cache."""
+
 # OpenMP threads that wait spin by default.  On a core that something else wants too, spinning holds up the very thread
 # that is waited for: a step then takes ten times as long or more.  Read when the first kernel starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The exception is GNU's library, where a wait may spin for a bounded time, about 0.1 ms here, and then sleep: a step
+# has some sixty kernels of 0.1 to 0.5 ms with little between them, and to wake a thread for each takes 0.05 ms.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # The one place for compiler flags.  "contract" only lets a*b+c become one FMA instruction: it orders no sum anew, so
 # the same machine code gives the same bytes.  All automatic parallelism is off: only the loops marked prange count.
@@ -59,24 +67,61 @@ def chunk_count(windows: int) -> int:
     return min(int(windows), CHUNKS)
 
 
+# -- values per channel, repeated to long rows: a loop over a few channels is mostly its own beginning and end ------------
+
+
+@_serial
+def _reps(channels):
+    """How often ``channels`` values are repeated to make a row of about `ROW`."""
+    return max(1, ROW // channels)
+
+
+@_serial
+def _tile(values, reps):
+    """values (C,) one after another ``reps`` times."""
+    out = np.empty(values.size * reps, values.dtype)
+    for r in range(reps):
+        for c in range(values.size):
+            out[r * values.size + c] = values[c]
+    return out
+
+
+@_serial
+def _fold(sums, out):
+    """out (C,) = the sums (reps*C,) of each channel, added in their order."""
+    for c in range(out.size):
+        total = sums[c]
+        for at in range(c + out.size, sums.size, out.size):
+            total += sums[at]
+        out[c] = total
+
+
 # -- convolution (also pointwise) as a matrix product --------------------------------------------------------------
 
 
 @_serial
 def _gather(x, cols, stride, left, taps):
-    """Copy the taps of each output step of windows x (n,T,I) side by side into cols (n,O,K*I); outside is 0."""
+    """Copy the taps of each output step of windows x (n,T,I) side by side into cols (n,O,K*I); outside is 0.
+
+    The taps of one output step are neighbours in x, so that each is one long copy.
+    """
     windows, steps, channels = x.shape
+    width = taps * channels
     for n in range(windows):
+        flat = x[n].reshape(steps * channels)
         for o in range(cols.shape[1]):
-            for k in range(taps):
-                t = o * stride + k - left
-                at = k * channels
-                if 0 <= t < steps:
-                    for i in range(channels):
-                        cols[n, o, at + i] = x[n, t, i]
-                else:
-                    for i in range(channels):
-                        cols[n, o, at + i] = 0.0
+            first = o * stride - left
+            lo = max(0, -first) * channels
+            hi = min(taps, steps - first) * channels
+            row = cols[n, o]
+            source = flat[first * channels + lo : first * channels + hi]
+            for i in range(lo):
+                row[i] = 0.0
+            inner = row[lo:hi]
+            for i in range(source.size):
+                inner[i] = source[i]
+            for i in range(hi, width):
+                row[i] = 0.0
 
 
 @_serial
@@ -85,78 +130,182 @@ def _scatter_add(dcols, dx, stride, left, taps):
     windows, steps, channels = dx.shape
     dx[:] = 0.0
     for n in range(windows):
+        flat = dx[n].reshape(steps * channels)
         for o in range(dcols.shape[1]):
-            for k in range(taps):
-                t = o * stride + k - left
-                if 0 <= t < steps:
-                    at = k * channels
-                    for i in range(channels):
-                        dx[n, t, i] += dcols[n, o, at + i]
+            first = o * stride - left
+            lo = max(0, -first) * channels
+            hi = min(taps, steps - first) * channels
+            inner = dcols[n, o, lo:hi]
+            goal = flat[first * channels + lo : first * channels + hi]
+            for i in range(goal.size):
+                goal[i] += inner[i]
 
 
 @_parallel
 def conv_forward(x, w, y, cols, stride, left, taps):
-    """y (N,O,C) = taps of x (N,T,I) times w (C,K*I); fills cols (N,O,K*I) for the backward pass.
+    """y (N,O,C) = taps of x (N,T,I) times w (C,K*I).
 
-    With one tap and stride 1 the taps are x itself and cols is not read or written.
+    cols (threads,n,O,K*I) is scratch for n windows at a time of each thread.  With one tap and stride 1 the taps are x
+    itself and cols is not used.
     """
     windows, outs, channels = y.shape
     runs = min(windows, CHUNKS)
-    plain = taps == 1 and stride == 1
+    width = w.shape[1]
     for c in prange(runs):
         lo = c * windows // runs
         hi = (c + 1) * windows // runs
-        rows = (hi - lo) * outs
-        if plain:
-            source = x[lo:hi]
+        if taps == 1 and stride == 1:
+            rows = (hi - lo) * outs
+            np.dot(x[lo:hi].reshape(rows, width), w.T, y[lo:hi].reshape(rows, channels))
         else:
-            source = cols[lo:hi]
-            _gather(x[lo:hi], source, stride, left, taps)
-        np.dot(source.reshape(rows, w.shape[1]), w.T, y[lo:hi].reshape(rows, channels))
+            own = get_thread_id()
+            for start in range(lo, hi, cols.shape[1]):
+                stop = min(hi, start + cols.shape[1])
+                rows = (stop - start) * outs
+                some = cols[own, : stop - start]
+                _gather(x[start:stop], some, stride, left, taps)
+                np.dot(some.reshape(rows, width), w.T, y[start:stop].reshape(rows, channels))
 
 
 @_parallel
-def conv_backward(cols, w, dy, dx, dcols, dw_runs, stride, left, taps, need_dx):
+def conv_backward(x, w, dy, dx, cols, dw_runs, more, stride, left, taps, need_dx):
     """Gradients of `conv_forward` from dy (N,O,C).
 
-    cols (N,O,K*I) is what the forward pass multiplied (x itself when plain).  dw_runs (runs,C,K*I) receives one
-    partial sum per run.  With ``need_dx`` dx (N,T,I) is written; dcols (N,O,K*I) is scratch, unused when plain.
+    dw_runs (runs,C,K*I) receives one partial sum per run.  With ``need_dx`` dx (N,T,I) is written.  cols
+    (threads,n,O,K*I) and more (threads,C,K*I) are scratch: the taps are gathered once more rather than kept since the
+    forward pass, which would take K times the memory of x.
     """
     windows, outs, channels = dy.shape
     runs = min(windows, CHUNKS)
     width = w.shape[1]
-    plain = taps == 1 and stride == 1
     for c in prange(runs):
         lo = c * windows // runs
         hi = (c + 1) * windows // runs
-        rows = (hi - lo) * outs
-        d = dy[lo:hi].reshape(rows, channels)
-        np.dot(d.T, cols[lo:hi].reshape(rows, width), dw_runs[c])
-        if need_dx:
-            if plain:
+        if taps == 1 and stride == 1:
+            rows = (hi - lo) * outs
+            d = dy[lo:hi].reshape(rows, channels)
+            np.dot(d.T, x[lo:hi].reshape(rows, width), dw_runs[c])
+            if need_dx:
                 np.dot(d, w, dx[lo:hi].reshape(rows, width))
-            else:
-                np.dot(d, w, dcols[lo:hi].reshape(rows, width))
-                _scatter_add(dcols[lo:hi], dx[lo:hi], stride, left, taps)
+        else:
+            own = get_thread_id()
+            for start in range(lo, hi, cols.shape[1]):
+                stop = min(hi, start + cols.shape[1])
+                rows = (stop - start) * outs
+                d = dy[start:stop].reshape(rows, channels)
+                some = cols[own, : stop - start]
+                flat = some.reshape(rows, width)
+                _gather(x[start:stop], some, stride, left, taps)
+                if start == lo:
+                    np.dot(d.T, flat, dw_runs[c])
+                else:
+                    np.dot(d.T, flat, more[own])
+                    _add_run(dw_runs[c].reshape(channels * width), more[own].reshape(channels * width))
+                if need_dx:
+                    np.dot(d, w, flat)
+                    _scatter_add(some, dx[start:stop], stride, left, taps)
+
+
+@_serial
+def _add_run(total, more):
+    for i in range(total.size):
+        total[i] += more[i]
 
 
 # -- depthwise convolution -----------------------------------------------------------------------------------------
 
 
 @_serial
+def _to_planes(x, planes, stride, left):
+    """Step t of x (T,C) to planes (stride,P,C): step (t+left)//stride of plane (t+left)%stride; 0 where none comes.
+
+    What a tap reads for all output steps lies side by side in one plane then.
+    """
+    steps, channels = x.shape
+    for p in range(stride):
+        for u in range(planes.shape[1]):
+            t = u * stride + p - left
+            row = planes[p, u]
+            if 0 <= t < steps:
+                source = x[t]
+                for c in range(channels):
+                    row[c] = source[c]
+            else:
+                for c in range(channels):
+                    row[c] = 0.0
+
+
+@_serial
+def _multiply_add(out, x, step, w):
+    """out (m,) += sum over k of x[k*step : k*step + m] * w[k, :m], three taps at a time."""
+    m = out.size
+    taps = w.shape[0]
+    for k in range(0, taps - 2, 3):
+        x0, x1, x2 = x[k * step :], x[(k + 1) * step :], x[(k + 2) * step :]
+        w0, w1, w2 = w[k], w[k + 1], w[k + 2]
+        for j in range(m):
+            out[j] += x0[j] * w0[j] + x1[j] * w1[j] + x2[j] * w2[j]
+    for k in range(taps - taps % 3, taps):
+        x0, w0 = x[k * step :], w[k]
+        for j in range(m):
+            out[j] += x0[j] * w0[j]
+
+
+@_serial
+def _correlate(dw, x, step, dy):
+    """dw (K,W) += x[k*step : k*step + m] * dy (m,), m <= W, three taps at a time."""
+    m = dy.size
+    taps = dw.shape[0]
+    for k in range(0, taps - 2, 3):
+        x0, x1, x2 = x[k * step :], x[(k + 1) * step :], x[(k + 2) * step :]
+        d0, d1, d2 = dw[k], dw[k + 1], dw[k + 2]
+        for j in range(m):
+            d0[j] += x0[j] * dy[j]
+            d1[j] += x1[j] * dy[j]
+            d2[j] += x2[j] * dy[j]
+    for k in range(taps - taps % 3, taps):
+        x0, d0 = x[k * step :], dw[k]
+        for j in range(m):
+            d0[j] += x0[j] * dy[j]
+
+
+@_serial
+def _tap_tiles(w, stride, backwards):
+    """The taps of w (K,C) that read plane p, in ascending order (descending if ``backwards``), as tiles
+    (stride,most,W), and how many they are."""
+    taps, channels = w.shape
+    reps = _reps(channels)
+    tiles = np.zeros((stride, (taps + stride - 1) // stride, reps * channels), w.dtype)
+    counts = np.zeros(stride, np.int64)
+    for k in range(taps):
+        counts[k % stride] += 1
+    for k in range(taps):
+        p = k % stride
+        at = counts[p] - 1 - k // stride if backwards else k // stride
+        for r in range(reps):
+            for c in range(channels):
+                tiles[p, at, r * channels + c] = w[k, c]
+    return tiles, counts
+
+
+@_serial
 def _depthwise_run(x, w, y, stride, left):
     """y (n,O,C) = depthwise convolution of x (n,T,C) with w (K,C)."""
     windows, steps, channels = x.shape
-    taps = w.shape[0]
+    outs = y.shape[1]
+    planes = np.empty((stride, outs + (w.shape[0] - 1) // stride, channels), x.dtype)
+    tiles, counts = _tap_tiles(w, stride, False)
+    width = tiles.shape[2]
     for n in range(windows):
-        for o in range(y.shape[1]):
-            start = o * stride - left
-            for c in range(channels):
-                y[n, o, c] = 0.0
-            for k in range(max(0, -start), min(taps, steps - start)):
-                t = start + k
-                for c in range(channels):
-                    y[n, o, c] += x[n, t, c] * w[k, c]
+        _to_planes(x[n], planes, stride, left)
+        flat = y[n].reshape(outs * channels)
+        for start in range(0, flat.size, width):
+            out = flat[start : start + width]
+            for j in range(out.size):
+                out[j] = 0.0
+            for p in range(stride):
+                plane = planes[p].reshape(planes.shape[1] * channels)
+                _multiply_add(out, plane[start:], channels, tiles[p, : counts[p]])
 
 
 @_serial
@@ -164,17 +313,49 @@ def _depthwise_backward_run(x, w, dy, dx, dw, stride, left):
     """dx (n,T,C) and dw (K,C) of `_depthwise_run` from dy (n,O,C)."""
     windows, steps, channels = x.shape
     taps = w.shape[0]
-    dx[:] = 0.0
-    dw[:] = 0.0
+    outs = dy.shape[1]
+    before = (taps - 1) // stride
+    places = outs + before
+    planes = np.empty((stride, places, channels), x.dtype)
+    padded = np.zeros((before + places) * channels, x.dtype)  # dy with as many zeros before and behind
+    tiles, counts = _tap_tiles(w, stride, True)
+    sums = np.zeros_like(tiles)
+    width = tiles.shape[2]
     for n in range(windows):
-        for o in range(dy.shape[1]):
-            start = o * stride - left
-            for k in range(max(0, -start), min(taps, steps - start)):
-                t = start + k
+        _to_planes(x[n], planes, stride, left)
+        d = dy[n].reshape(outs * channels)
+        inner = padded[before * channels : before * channels + d.size]
+        for i in range(d.size):
+            inner[i] = d[i]
+        for start in range(0, d.size, width):
+            some = d[start : start + width]
+            for p in range(stride):
+                plane = planes[p].reshape(places * channels)
+                _correlate(sums[p, : counts[p]], plane[start:], channels, some)
+        for p in range(stride):  # planes become those of dx
+            plane = planes[p].reshape(places * channels)
+            shift = (before + 1 - counts[p]) * channels
+            for start in range(0, plane.size, width):
+                out = plane[start : start + width]
+                for j in range(out.size):
+                    out[j] = 0.0
+                _multiply_add(out, padded[start + shift :], channels, tiles[p, : counts[p]])
+        for t in range(steps):
+            goal = dx[n, t]
+            u = (t + left) // stride
+            if u < places:
+                source = planes[(t + left) % stride, u]
                 for c in range(channels):
-                    dw[k, c] += x[n, t, c] * dy[n, o, c]
+                    goal[c] = source[c]
+            else:
                 for c in range(channels):
-                    dx[n, t, c] += w[k, c] * dy[n, o, c]
+                    goal[c] = 0.0
+    for k in range(taps):
+        for c in range(channels):
+            total = sums[k % stride, k // stride, c]
+            for at in range(channels + c, width, channels):
+                total += sums[k % stride, k // stride, at]
+            dw[k, c] = total
 
 
 @_parallel
@@ -206,59 +387,88 @@ def depthwise_backward(x, w, dy, dx, dw_runs, stride, left):
 def _moments_run(y, moments):
     """moments (2,C) = mean and sum of squared deviations of the rows of y (r,C)."""
     rows, channels = y.shape
-    moments[:] = 0.0
-    for r in range(rows):
-        for c in range(channels):
-            moments[0, c] += y[r, c]
+    flat = y.reshape(rows * channels)
+    reps = _reps(channels)
+    width = reps * channels
+    sums = np.zeros(width, y.dtype)
+    for start in range(0, flat.size, width):
+        some = flat[start : start + width]
+        for j in range(some.size):
+            sums[j] += some[j]
+    _fold(sums, moments[0])
     for c in range(channels):
         moments[0, c] /= rows
+    mean = _tile(moments[0], reps)
+    sums[:] = 0.0
     # A second pass instead of E[y^2] - E[y]^2, which cancels in float32; the run is still in the cache.
-    for r in range(rows):
-        for c in range(channels):
-            d = y[r, c] - moments[0, c]
-            moments[1, c] += d * d
+    for start in range(0, flat.size, width):
+        some = flat[start : start + width]
+        for j in range(some.size):
+            d = some[j] - mean[j]
+            sums[j] += d * d
+    _fold(sums, moments[1])
 
 
 @_serial
 def _affine_run(y, scale, shift, relu, out):
     """out (r,C) = y*scale + shift, negative values replaced by 0 with ``relu``."""
     rows, channels = y.shape
-    if relu:
-        for r in range(rows):
-            for c in range(channels):
-                v = y[r, c] * scale[c] + shift[c]
-                out[r, c] = v if v > 0.0 else 0.0
-    else:
-        for r in range(rows):
-            for c in range(channels):
-                out[r, c] = y[r, c] * scale[c] + shift[c]
+    source, goal = y.reshape(rows * channels), out.reshape(rows * channels)
+    reps = _reps(channels)
+    scales, shifts = _tile(scale, reps), _tile(shift, reps)
+    zero = y.dtype.type(0)
+    width = reps * channels
+    for start in range(0, source.size, width):
+        some, to = source[start : start + width], goal[start : start + width]
+        if relu:
+            for j in range(some.size):
+                v = some[j] * scales[j] + shifts[j]
+                to[j] = v if v > zero else zero
+        else:
+            for j in range(some.size):
+                to[j] = some[j] * scales[j] + shifts[j]
 
 
 @_serial
 def _norm_sums_run(dout, out, y, mean, relu, dz, sums):
     """dz (r,C) = dout behind the ReLU; sums (2,C) = over the rows, dz and dz*(y - mean)."""
     rows, channels = y.shape
-    sums[:] = 0.0
-    for r in range(rows):
+    size = rows * channels
+    reps = _reps(channels)
+    width = reps * channels
+    douts, outs, ys, dzs = dout.reshape(size), out.reshape(size), y.reshape(size), dz.reshape(size)
+    means = _tile(mean, reps)
+    first, second = np.zeros(width, y.dtype), np.zeros(width, y.dtype)
+    zero = y.dtype.type(0)
+    for start in range(0, size, width):
+        of, some, to = ys[start : start + width], douts[start : start + width], dzs[start : start + width]
         if relu:
-            for c in range(channels):
-                dz[r, c] = dout[r, c] if out[r, c] > 0.0 else 0.0
+            after = outs[start : start + width]
+            for j in range(some.size):
+                to[j] = some[j] if after[j] > zero else zero
         else:
-            for c in range(channels):
-                dz[r, c] = dout[r, c]
-        for c in range(channels):
-            sums[0, c] += dz[r, c]
-        for c in range(channels):
-            sums[1, c] += dz[r, c] * (y[r, c] - mean[c])
+            for j in range(some.size):
+                to[j] = some[j]
+        for j in range(some.size):
+            first[j] += to[j]
+            second[j] += to[j] * (of[j] - means[j])
+    _fold(first, sums[0])
+    _fold(second, sums[1])
 
 
 @_serial
 def _norm_combine_run(dz, y, a, b, e):
     """dz (r,C) becomes a*dz + b*y + e, the gradient before the normalisation."""
     rows, channels = y.shape
-    for r in range(rows):
-        for c in range(channels):
-            dz[r, c] = a[c] * dz[r, c] + b[c] * y[r, c] + e[c]
+    size = rows * channels
+    reps = _reps(channels)
+    width = reps * channels
+    dzs, ys = dz.reshape(size), y.reshape(size)
+    scales, slopes, shifts = _tile(a, reps), _tile(b, reps), _tile(e, reps)
+    for start in range(0, size, width):
+        some, of = dzs[start : start + width], ys[start : start + width]
+        for j in range(some.size):
+            some[j] = scales[j] * some[j] + slopes[j] * of[j] + shifts[j]
 
 
 @_parallel
@@ -413,153 +623,3 @@ def group_backward(dout, out, y, gamma, relu, moments, dx, sums_runs):
         _group_backward_run(
             dout[lo:hi], out[lo:hi], y[lo:hi], gamma, relu, moments[lo:hi], dx[lo:hi], sums_runs[c]
         )  # fmt: skip
-
-
-# -- pools over whole windows of time, and SiLU ----------------------------------------------------------------------
-
-
-@_serial
-def _max_run(x, y, taps, stride):
-    """y (n,O,C) = largest of each window of x (n,T,C)."""
-    windows, outs, channels = y.shape
-    for n in range(windows):
-        for o in range(outs):
-            for c in range(channels):
-                y[n, o, c] = x[n, o * stride, c]
-            for k in range(1, taps):
-                t = o * stride + k
-                for c in range(channels):
-                    y[n, o, c] = x[n, t, c] if x[n, t, c] > y[n, o, c] else y[n, o, c]
-
-
-@_serial
-def _max_backward_run(x, y, dy, dx, taps, stride):
-    """dx (n,T,C): each dy (n,O,C) goes to the first value of its window that equals the largest."""
-    windows, outs, channels = y.shape
-    rest = np.empty(channels, x.dtype)  # what has not found its place
-    zero = x.dtype.type(0)
-    dx[:] = 0.0
-    for n in range(windows):
-        for o in range(outs):
-            for c in range(channels):
-                rest[c] = dy[n, o, c]
-            for k in range(taps):
-                t = o * stride + k
-                for c in range(channels):
-                    d = rest[c] if x[n, t, c] == y[n, o, c] else zero
-                    dx[n, t, c] += d
-                    rest[c] -= d
-
-
-@_parallel
-def max_forward(x, y, taps, stride):
-    """y (N,O,C) = largest value of each window of ``taps`` steps of x (N,T,C)."""
-    windows = x.shape[0]
-    runs = min(windows, CHUNKS)
-    for c in prange(runs):
-        lo = c * windows // runs
-        hi = (c + 1) * windows // runs
-        _max_run(x[lo:hi], y[lo:hi], taps, stride)
-
-
-@_parallel
-def max_backward(x, y, dy, dx, taps, stride):
-    """dx (N,T,C) of `max_forward`; which value was the largest is seen from x and y, not remembered."""
-    windows = x.shape[0]
-    runs = min(windows, CHUNKS)
-    for c in prange(runs):
-        lo = c * windows // runs
-        hi = (c + 1) * windows // runs
-        _max_backward_run(x[lo:hi], y[lo:hi], dy[lo:hi], dx[lo:hi], taps, stride)
-
-
-@_serial
-def _average_run(x, y, taps, stride):
-    """y (n,O,C) = mean of each window of x (n,T,C)."""
-    windows, outs, channels = y.shape
-    share = x.dtype.type(1.0 / taps)
-    for n in range(windows):
-        for o in range(outs):
-            for c in range(channels):
-                y[n, o, c] = 0.0
-            for k in range(taps):
-                t = o * stride + k
-                for c in range(channels):
-                    y[n, o, c] += x[n, t, c] * share
-
-
-@_serial
-def _average_backward_run(dy, dx, taps, stride):
-    """dx (n,T,C) of `_average_run`."""
-    windows, outs, channels = dy.shape
-    share = dx.dtype.type(1.0 / taps)
-    dx[:] = 0.0
-    for n in range(windows):
-        for o in range(outs):
-            for k in range(taps):
-                t = o * stride + k
-                for c in range(channels):
-                    dx[n, t, c] += dy[n, o, c] * share
-
-
-@_parallel
-def average_forward(x, y, taps, stride):
-    """y (N,O,C) = mean of each window of ``taps`` steps of x (N,T,C)."""
-    windows = x.shape[0]
-    runs = min(windows, CHUNKS)
-    for c in prange(runs):
-        lo = c * windows // runs
-        hi = (c + 1) * windows // runs
-        _average_run(x[lo:hi], y[lo:hi], taps, stride)
-
-
-@_parallel
-def average_backward(dy, dx, taps, stride):
-    """dx (N,T,C) of `average_forward`."""
-    windows = dx.shape[0]
-    runs = min(windows, CHUNKS)
-    for c in prange(runs):
-        lo = c * windows // runs
-        hi = (c + 1) * windows // runs
-        _average_backward_run(dy[lo:hi], dx[lo:hi], taps, stride)
-
-
-@_serial
-def _silu_run(x, y):
-    one = x.dtype.type(1)
-    for i in range(x.size):
-        y[i] = x[i] / (one + np.exp(-x[i]))
-
-
-@_serial
-def _silu_backward_run(x, dy, dx):
-    one = x.dtype.type(1)
-    for i in range(x.size):
-        s = one / (one + np.exp(-x[i]))
-        dx[i] = dy[i] * s * (one + x[i] * (one - s))
-
-
-@_parallel
-def silu_forward(x, y):
-    """y (N,T,C) = x * sigmoid(x)."""
-    windows = x.shape[0]
-    runs = min(windows, CHUNKS)
-    size = x.shape[1] * x.shape[2]
-    for c in prange(runs):
-        lo = c * windows // runs
-        hi = (c + 1) * windows // runs
-        n = (hi - lo) * size
-        _silu_run(x[lo:hi].reshape(n), y[lo:hi].reshape(n))
-
-
-@_parallel
-def silu_backward(x, dy, dx):
-    """dx (N,T,C) of `silu_forward`."""
-    windows = x.shape[0]
-    runs = min(windows, CHUNKS)
-    size = x.shape[1] * x.shape[2]
-    for c in prange(runs):
-        lo = c * windows // runs
-        hi = (c + 1) * windows // runs
-        n = (hi - lo) * size
-        _silu_backward_run(x[lo:hi].reshape(n), dy[lo:hi].reshape(n), dx[lo:hi].reshape(n))

@@ -4,7 +4,8 @@ Every layer follows one protocol, `Layer`.  Its parameters are looked up by the 
 `pyhtpw.nets.graph`; for a node whose kernel is generated the caller puts the expanded kernel under
 ``{node}.weight``, so that a layer never knows where its kernel came from (`pyhtpw.train.heads` expands them).
 
-Arrays that a layer returns belong to its workspace: they hold until the layer's next call with the same purpose.
+Arrays that a layer's forward pass returns belong to its workspace: they hold until the layer's next call.  Gradients
+are lent (`Workspace.lend`): they hold as long as somebody does.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numba import get_num_threads
 
 from pyhtpw.nets.graph import Node, pool_windows, same_padding
+from pyhtpw.train import elementwise as E
 from pyhtpw.train import kernels as K
 from pyhtpw.train.workspace import Workspace
 
@@ -23,6 +26,9 @@ EPSILON = 1e-5
 
 MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics."""
+
+ROWS = 512
+"""About how many output steps a matrix product of a convolution takes at once."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -41,6 +47,9 @@ class Layer:
 
     def _get(self, purpose: str, *shape: int) -> np.ndarray:
         return self.work.get(f"{self.node.name}/{type(self).__name__}/{purpose}", *shape)
+
+    def _lend(self, *shape: int) -> np.ndarray:
+        return self.work.lend(*shape)
 
     def _add_bias(self, y: np.ndarray, params: Arrays) -> np.ndarray:
         if self.node.bias:
@@ -81,26 +90,35 @@ class Convolution(Layer):
         node = self.node
         outs, self._left = same_padding(steps, node.kernel, node.stride)
         y = self._get("y", windows, outs, node.cout)
-        self._x_shape = x.shape
-        self._plain = node.kernel == 1 and node.stride == 1
-        self._cols = x if self._plain else self._get("cols", windows, outs, node.kernel * channels)
+        self._x = x
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
-        K.conv_forward(x, weight, y, self._cols, node.stride, self._left, node.kernel)
+        K.conv_forward(x, weight, y, self._columns(windows, outs, channels), node.stride, self._left, node.kernel)
         return self._add_bias(y, params)
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,I); the kernel's gradient is summed over the runs in their order."""
-        node = self.node
+        node, x = self.node, self._x
+        windows, outs, channels = dy.shape
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
-        dw_runs = self._get("dw", K.chunk_count(dy.shape[0]), *weight.shape)
-        dx = self._get("dx", *self._x_shape) if need else self._get("none", 1, 1, 1)
-        dcols = self._get("dcols", *self._cols.shape) if need and not self._plain else self._get("none", 1, 1, 1)
-        K.conv_backward(self._cols, weight, dy, dx, dcols, dw_runs, node.stride, self._left, node.kernel, need)
+        cols = self._columns(windows, outs, x.shape[2])
+        dw_runs = self._lend(K.chunk_count(windows), *weight.shape)
+        more = self._lend(len(cols), *weight.shape)
+        dx = self._lend(*(x.shape if need else (1, 1, 1)))
+        K.conv_backward(x, weight, dy, dx, cols, dw_runs, more, node.stride, self._left, node.kernel, need)
         np.sum(dw_runs, axis=0, out=grads[f"{node.name}.weight"].reshape(node.cout, -1))
         if node.branches:
             grads[f"{node.name}.weight"] *= branch_mask(node, weight.shape[1] // node.kernel, weight.dtype)
         self._bias_gradient(dy, grads)
         return (dx if need else None,)
+
+    def _columns(self, windows: int, outs: int, channels: int) -> np.ndarray:
+        """Scratch of each thread for the gathered taps of some windows."""
+        node = self.node
+        if node.kernel == 1 and node.stride == 1:
+            return self._lend(1, 1, 1, 1)
+        runs = K.chunk_count(windows)
+        some = min(-(-windows // runs), max(1, ROWS // outs))
+        return self._lend(get_num_threads(), some, outs, node.kernel * channels)
 
 
 class Depthwise(Layer):
@@ -119,8 +137,8 @@ class Depthwise(Layer):
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,C), which costs little beside dw and is always taken."""
         weight = params[f"{self.node.name}.weight"]
-        dw_runs = self._get("dw", K.chunk_count(dy.shape[0]), *weight.shape)
-        dx = self._get("dx", *self._x.shape)
+        dw_runs = self._lend(K.chunk_count(dy.shape[0]), *weight.shape)
+        dx = self._lend(*self._x.shape)
         K.depthwise_backward(self._x, weight, dy, dx, dw_runs, self.node.stride, self._left)
         np.sum(dw_runs, axis=0, out=grads[f"{self.node.name}.weight"])
         self._bias_gradient(dy, grads)
@@ -138,7 +156,7 @@ class BatchNorm(Layer):
         running_mean, running_var = params[f"{name}.mean"], params[f"{name}.var"]
         if training:
             runs = K.chunk_count(windows)
-            moments_runs = self._get("moments", runs, 2, channels)
+            moments_runs = self._lend(runs, 2, channels)
             K.norm_moments(y, moments_runs)
             cuts = np.arange(runs + 1) * windows // runs
             mean, variance = K.merge_moments(moments_runs, np.diff(cuts) * steps)
@@ -161,8 +179,8 @@ class BatchNorm(Layer):
         y, name = self._y, self.node.name
         windows, steps, channels = y.shape
         rows = windows * steps
-        dz = self._get("dz", *y.shape)
-        sums_runs = self._get("sums", K.chunk_count(windows), 2, channels)
+        dz = self._out  # has served: whoever read it has been through its backward pass
+        sums_runs = self._lend(K.chunk_count(windows), 2, channels)
         mean = self._mean.astype(y.dtype)
         K.norm_backward_sums(dy, self._out, y, mean, self.node.relu, dz, sums_runs)
         total, product = sums_runs.sum(axis=0, dtype=np.float64)
@@ -194,7 +212,7 @@ class GroupNorm(Layer):
     def backward(self, dy, params, grads, need):
         """dy (N,T,C) -> dx (N,T,C)."""
         name = self.node.name
-        dx = self._get("dx", *dy.shape)
+        dx = self._lend(*dy.shape)
         sums_runs = np.empty((K.chunk_count(len(dy)), 2, dy.shape[2]))
         K.group_backward(dy, self._out, self._y, params[f"{name}.gamma"], self.node.relu, self._moments, dx, sums_runs)
         grads[f"{name}.gamma"][:], grads[f"{name}.beta"][:] = sums_runs.sum(axis=0)
@@ -221,8 +239,8 @@ class FrozenNorm(Layer):
     def backward(self, dy, params, grads, need):
         """dy (N,T,C) -> dx (N,T,C)."""
         name, channels = self.node.name, dy.shape[2]
-        dz = self._get("dz", *dy.shape)
-        sums_runs = self._get("sums", K.chunk_count(len(dy)), 2, channels)
+        dz = self._out
+        sums_runs = self._lend(K.chunk_count(len(dy)), 2, channels)
         mean = params[f"{name}.mean"].astype(dy.dtype)
         K.norm_backward_sums(dy, self._out, self._y, mean, self.node.relu, dz, sums_runs)
         total, product = sums_runs.sum(axis=0, dtype=np.float64)
@@ -233,29 +251,38 @@ class FrozenNorm(Layer):
 
 
 class Relu(Layer):
-    """Negative values replaced by 0, for nodes whose ReLU has no normalisation to ride on."""
+    """Negative values replaced by 0, for nodes whose ReLU has nothing to ride on."""
 
     def forward(self, inputs, params, training):
-        """Any shape -> the same."""
+        """(N,T,C) -> the same."""
         (x,) = inputs
-        self._out = np.maximum(x, 0, out=self._get("out", *x.shape))
+        self._out = self._get("out", *x.shape)
+        E.relu_forward(x, self._out)
         return self._out
 
     def backward(self, dy, params, grads, need):
         """The gradient at 0 is 0."""
-        return (np.multiply(dy, self._out > 0, out=self._get("dx", *dy.shape)),)
+        dx = self._lend(*dy.shape)
+        E.relu_backward(self._out, dy, dx)
+        return (dx,)
 
 
 class Add(Layer):
-    """Sum of two equal shapes."""
+    """Sum of two equal shapes, with the node's ReLU behind it if it has one."""
 
     def forward(self, inputs, params, training):
         """(N,T,C), (N,T,C) -> (N,T,C)."""
         first, second = inputs
-        return np.add(first, second, out=self._get("out", *first.shape))
+        self._out = self._get("out", *first.shape)
+        E.add_forward(first, second, self.node.relu, self._out)
+        return self._out
 
     def backward(self, dy, params, grads, need):
         """Both inputs receive the same array; nobody writes into a gradient that came from elsewhere."""
+        if self.node.relu:
+            dx = self._lend(*dy.shape)
+            E.relu_backward(self._out, dy, dx)
+            dy = dx
         return (dy, dy)
 
 
@@ -266,12 +293,14 @@ class AveragePool(Layer):
         """(N,T,C) -> (N,1,C)."""
         (x,) = inputs
         self._shape = x.shape
-        return np.mean(x, axis=1, keepdims=True, out=self._get("out", x.shape[0], 1, x.shape[2]))
+        out = self._get("out", x.shape[0], 1, x.shape[2])
+        E.mean_forward(x, out.reshape(x.shape[0], x.shape[2]))
+        return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,1,C) -> dx (N,T,C)."""
-        dx = self._get("dx", *self._shape)
-        dx[:] = dy / self._shape[1]
+        dx = self._lend(*self._shape)
+        E.mean_backward(dy[:, 0], dx)
         return (dx,)
 
 
@@ -283,13 +312,13 @@ class WindowAverage(Layer):
         (x,) = inputs
         self._shape = x.shape
         out = self._get("out", x.shape[0], pool_windows(x.shape[1], self.node.kernel, self.node.stride), x.shape[2])
-        K.average_forward(x, out, self.node.kernel, self.node.stride)
+        E.average_forward(x, out, self.node.kernel, self.node.stride)
         return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,C)."""
-        dx = self._get("dx", *self._shape)
-        K.average_backward(dy, dx, self.node.kernel, self.node.stride)
+        dx = self._lend(*self._shape)
+        E.average_backward(dy, dx, self.node.kernel, self.node.stride)
         return (dx,)
 
 
@@ -301,13 +330,13 @@ class MaxPool(Layer):
         (self._x,) = inputs
         windows, steps, channels = self._x.shape
         self._out = self._get("out", windows, pool_windows(steps, self.node.kernel, self.node.stride), channels)
-        K.max_forward(self._x, self._out, self.node.kernel, self.node.stride)
+        E.max_forward(self._x, self._out, self.node.kernel, self.node.stride)
         return self._out
 
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,C); of equal values the first has the gradient."""
-        dx = self._get("dx", *self._x.shape)
-        K.max_backward(self._x, self._out, dy, dx, self.node.kernel, self.node.stride)
+        dx = self._lend(*self._x.shape)
+        E.max_backward(self._x, self._out, dy, dx, self.node.kernel, self.node.stride)
         return (dx,)
 
 
@@ -318,13 +347,13 @@ class Silu(Layer):
         """(N,T,C) -> (N,T,C)."""
         (self._x,) = inputs
         out = self._get("out", *self._x.shape)
-        K.silu_forward(self._x, out)
+        E.silu_forward(self._x, out)
         return out
 
     def backward(self, dy, params, grads, need):
         """dy (N,T,C) -> dx (N,T,C)."""
-        dx = self._get("dx", *dy.shape)
-        K.silu_backward(self._x, dy, dx)
+        dx = self._lend(*dy.shape)
+        E.silu_backward(self._x, dy, dx)
         return (dx,)
 
 
@@ -358,7 +387,7 @@ class SqueezeExcite(Layer):
             np.sum(douter, axis=0, out=grads[f"{name}.expand.bias"])
             np.sum(dinner, axis=0, out=grads[f"{name}.reduce.bias"])
         dmean = dinner @ params[f"{name}.reduce.weight"]
-        dx = np.multiply(dy, gate[:, None], out=self._get("dx", *dy.shape))
+        dx = np.multiply(dy, gate[:, None], out=self._lend(*dy.shape))
         dx += (dmean / dy.shape[1])[:, None]
         return (dx,)
 
@@ -422,7 +451,7 @@ class Dropout(Layer):
 
     def backward(self, dy, params, grads, need):
         """The values that were dropped have no gradient."""
-        return (dy if self._scale is None else np.multiply(dy, self._scale, out=self._get("dx", *dy.shape)),)
+        return (dy if self._scale is None else np.multiply(dy, self._scale, out=self._lend(*dy.shape)),)
 
 
 class Linear(Layer):
@@ -442,7 +471,7 @@ class Linear(Layer):
         name = self.node.name
         np.matmul(dy[:, 0].T, self._x[:, 0], out=grads[f"{name}.weight"])
         np.sum(dy[:, 0], axis=0, out=grads[f"{name}.bias"])
-        dx = self._get("dx", *self._x.shape)
+        dx = self._lend(*self._x.shape)
         np.matmul(dy[:, 0], params[f"{name}.weight"], out=dx[:, 0])
         return (dx,)
 
@@ -470,6 +499,6 @@ def chain(node: Node, work: Workspace) -> tuple[Layer, ...]:
     layers = [kind(node, work)]
     if node.norm:
         layers.append(_NORMS[node.norm](node, work))
-    elif node.relu:
+    elif node.relu and kind is not Add:
         layers.append(Relu(node, work))
     return tuple(layers)

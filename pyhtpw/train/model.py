@@ -11,6 +11,7 @@ import numpy as np
 from pyhtpw.errors import ConfigError, DataError, TrainError
 from pyhtpw.nets.graph import INPUT, Graph, is_running
 from pyhtpw.nets.heads import BOUND
+from pyhtpw.train.elementwise import add_forward
 from pyhtpw.train.heads import Expander
 from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.layers import Dropout, branch_mask, chain
@@ -158,8 +159,21 @@ class Model:
 
     @property
     def features(self) -> np.ndarray:
-        """What the classifier read (N,d) in the last forward pass; holds until the next one."""
+        """What the classifier read (N,d) in the last forward pass; holds until the next pass, also a backward one."""
         return self._outputs[self.graph.nodes[-1].inputs[0]][:, 0]
+
+    def share(self, other: Model) -> None:
+        """Work in the scratch memory of ``other``, a model of the same graph; not between a forward pass of one in training and its
+        backward pass."""
+        self._work = other._work  # what expands the kernels keeps its own: their values are still asked for
+        for layers in self._chains.values():
+            for layer in layers:
+                layer.work = other._work
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the outputs of nodes and layers that the last forward pass kept for its backward pass."""
+        return self._work.kept_bytes
 
     def _windows(self, x: np.ndarray) -> np.ndarray:
         if np.ndim(x) != 3 or np.shape(x)[1:] != self.graph.input_shape or np.shape(x)[0] < 1:
@@ -218,10 +232,13 @@ class Model:
                 if source == INPUT:
                     continue
                 if source in pending:  # into a third array: either may also be another node's gradient
-                    grad = np.add(pending[source], grad, out=self._work.get(f"{source}<{node.name}", *grad.shape))
+                    total = self._work.lend(*grad.shape)
+                    add_forward(pending[source], grad, False, total)
+                    grad = total
                 pending[source] = grad
         if self._expander is not None:
             self._expander.backward(self.params, grads)
+        self._outputs = {}  # overwritten by gradients in part
         return self.grads
 
     def first_not_finite(self) -> str:
@@ -231,7 +248,7 @@ class Model:
             for part in ("mean", "var"):
                 if not np.isfinite(self.params.get(f"{node.name}.{part}", 0.0)).all():
                     return f"the {part} of node {node.name!r}"
-            if not np.isfinite(self._outputs[node.name]).all():
+            if not np.isfinite(self._outputs.get(node.name, 0.0)).all():
                 return f"the output of node {node.name!r}"
         place = {node.name: -i for i, node in enumerate(self.graph.nodes)}  # the backward pass meets the last first
         for name in sorted(self.grads, key=lambda name: place.get(name.partition(".")[0], 1)):

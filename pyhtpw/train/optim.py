@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
+from pyhtpw.train.elementwise import adamw
 from pyhtpw.train.model import Model
 
 BETAS = (0.9, 0.999)
@@ -44,22 +44,19 @@ class AdamW:
         self.model = model
         self.first = np.zeros_like(model.trained)
         self.second = np.zeros_like(model.trained)
-        parts: Sequence[np.ndarray] = [
-            np.full(view.size, weight_decay if decays(name) else 0.0) for name, view in model.grads.items()
-        ]
-        self._decay = np.concatenate(parts).astype(model.dtype)
+        self.weight_decay = weight_decay
+        self._decays = np.concatenate([np.full(view.size, decays(name)) for name, view in model.grads.items()])
 
     def step(self, count: int, rate: float) -> None:
         """Apply ``model.gradient`` as update number ``count`` (from 1) with learning rate ``rate``."""
-        gradient, weights = self.model.gradient, self.model.trained
         beta1, beta2 = BETAS
-        self.first *= beta1
-        self.first += (1 - beta1) * gradient
-        self.second *= beta2
-        self.second += (1 - beta2) * np.square(gradient)
-        weights -= rate * self._decay * weights
-        scale = rate / (1 - beta1**count)
-        weights -= scale * self.first / (np.sqrt(self.second / (1 - beta2**count)) + ADAM_EPSILON)
+        numbers = (
+            beta1, beta2, rate * self.weight_decay, rate / (1 - beta1**count), 1 / (1 - beta2**count), ADAM_EPSILON,
+        )  # fmt: skip
+        adamw(
+            self.model.trained, self.model.gradient, self.first, self.second, self._decays,
+            *(self.model.dtype.type(number) for number in numbers),
+        )  # fmt: skip
         self.model.project()
 
 
@@ -72,6 +69,7 @@ class Ema:
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model = type(model)(model.graph, model.params, dtype=model.dtype)
+        self.model.share(model)
 
     def update(self, source: Model, count: int) -> None:
         """Move towards ``source`` after update number ``count`` (from 1)."""

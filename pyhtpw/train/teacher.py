@@ -28,7 +28,7 @@ from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.model import Model, check_params
 from pyhtpw.train.trainer import BEST, LAST, Progress, TrainConfig, train
 
-BATCH = 256
+BATCH = 64
 """Windows per forward pass."""
 
 

@@ -23,6 +23,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -111,7 +112,8 @@ class TrainResult:
     was stopped before its first validation they are the weights as they stand, and the scores are None. ``curves``
     has one dict per validation with the keys `CURVE_COLUMNS`; its loss is the mean since the last one.  ``steps``
     counts the updates done, ``stopped`` says whether a stop event cut the run short, ``seconds`` is the wall time of
-    this call, ``early`` says whether the run ended because patience did.
+    this call, ``waited`` those of it in which a step waited for its windows, ``early`` says whether the run ended because
+    patience did.
     """
 
     params: dict[str, np.ndarray]
@@ -127,6 +129,7 @@ class TrainResult:
     stopped: bool
     seconds: float
     early: bool = False
+    waited: float = 0.0
 
 
 class _Interrupt:
@@ -157,6 +160,36 @@ class _Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+
+
+class _Batches:
+    """Batches loaded one step ahead by a thread, so that a step need not wait for the disk; the block ends the thread.
+
+    A batch is a pure function of its step: who loads it, and when, changes nothing.  ``waited`` are the seconds spent in
+    `take`.
+    """
+
+    def __init__(self, load: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]], steps: int) -> None:
+        self._load, self._steps = load, steps
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._coming: tuple[int, Future] | None = None
+        self.waited = 0.0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def take(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The batch of ``step``; the next one is begun."""
+        began = time.perf_counter()
+        if self._coming is None or self._coming[0] != step:
+            self._coming = step, self._thread.submit(self._load, step)
+        batch = self._coming[1].result()
+        self.waited += time.perf_counter() - began
+        self._coming = (step + 1, self._thread.submit(self._load, step + 1)) if step + 1 < self._steps else None
+        return batch
 
 
 class _Run:
@@ -227,7 +260,7 @@ class _Run:
         """Score raw and averaged weights, keep what is best, and save all; the raw weights' score."""
         found = []
         for model in (self.model, self.ema.model):
-            logits = model.infer(x)
+            logits = model.infer(x, self.config.batch)  # no more memory than a step
             found.append(score(logits, labels))
             if not math.isfinite(found[-1].loss):
                 bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))[:1]
@@ -321,7 +354,7 @@ class _Run:
         self.step = self.saved_step = description["step"]
         self.losses, self.curves = description["losses"], description["curves"]
 
-    def result(self, stopped: bool, seconds: float) -> TrainResult:
+    def result(self, stopped: bool, seconds: float, waited: float) -> TrainResult:
         """The run's result as of now."""
         raw = self.best or Best(self.step, Score(math.nan, math.nan, None), self.model.state())
         averaged = self.best_ema or Best(self.step, Score(math.nan, math.nan, None), self.ema.model.state())
@@ -339,6 +372,7 @@ class _Run:
             stopped=stopped,
             seconds=seconds,
             early=self.exhausted and self.step < self.config.steps,
+            waited=waited,
         )
 
 
@@ -409,12 +443,13 @@ def train(
         run.save()
     sampler = Sampler(labels, graph.classes, config.balance)
     interrupt = _Interrupt()
-    with single_blas(), interrupt:
+    batches = _Batches(lambda step: load_batch(train_split, sampler, config.seed, step, config.batch, config.augment), config.steps)
+    with single_blas(), interrupt, batches:
         timed_from: tuple[int, float] | None = None
         while run.step < config.steps and not run.exhausted:
             if interrupt.requested or (stop is not None and stop.is_set()):
                 break
-            x, y, index = load_batch(train_split, sampler, config.seed, run.step, config.batch, config.augment)
+            x, y, index = batches.take(run.step)
             loss = run.advance(x, y, index)
             found = None
             if run.step % config.eval_every == 0 or run.step == config.steps:
@@ -441,7 +476,7 @@ def train(
             run.save()
     if interrupt.requested:
         raise KeyboardInterrupt(f"training stopped after step {run.step}; resume it from {run.directory}")
-    return run.result(stopped, time.monotonic() - began)
+    return run.result(stopped, time.monotonic() - began, batches.waited)
 
 
 def _prepare(directory: Path) -> None:
