@@ -32,6 +32,10 @@ RECIPES = {
         net_options={"kernel": 9, "stem_kernel": 15},
         train={"steps": 4000, "eval_every": 500, "balance": 0.3, "augment": {"amplitude": 0.2}},
     ),
+    # Not tuned yet: what makes the loaders usable.
+    **{("speech-commands", protocol): Recipe(net_options={"kernel": 9, "stem": 32, "stem_stride": 2, "strides": (1, 2, 1, 1, 1)},
+                                             train={"steps": 3000, "eval_every": 250})
+       for protocol in ("official6", "split10", "official12")},
 }
 
 

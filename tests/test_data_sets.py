@@ -101,8 +101,8 @@ def test_describe_counts() -> None:
 
 
 def test_load_refuses_what_it_does_not_know() -> None:
-    assert NAMES == ("synthetic-ecg", "mitdb")
-    with pytest.raises(ConfigError, match="choose one of synthetic-ecg, mitdb"):
+    assert NAMES == ("synthetic-ecg", "mitdb", "speech-commands")
+    with pytest.raises(ConfigError, match="choose one of synthetic-ecg, mitdb, speech-commands"):
         load("ptb")
     with pytest.raises(ConfigError, match="no protocol 'aami'"):
         load("synthetic-ecg", protocol="aami")

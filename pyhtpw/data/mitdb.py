@@ -226,7 +226,7 @@ def _build(entry: Path, folder: Path, plan: _Plan, window: int, lead: int | str,
                 if progress is not None:
                     progress(done, total, f"record {name}")
 
-    cache.store(entry, window, labels, chunks())
+    cache.store(entry, (window, 1), labels, chunks())
 
 
 @dataclass(frozen=True)
