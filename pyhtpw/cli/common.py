@@ -19,8 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed gives the same bytes.", min=0)]
 Data = Annotated[str, typer.Option(help="Data set: synthetic-ecg (embedded, made at run time), or a real one: `pyhtpw data list`.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of a real data set's files (or set HTPW_DATA).")]
-Protocol = Annotated[str | None, typer.Option(help="One of the data set's protocols (`pyhtpw data list`; default: its first); options of the "
-    "loader may follow: official6:copies=2,lossy=false.")]
+Protocol = Annotated[str | None, typer.Option(help="One of the data set's protocols (`pyhtpw data list`; default: its first); "
+    "options of the loader may follow: official6:copies=2,lossy=false.")]
 Strict = Annotated[bool, typer.Option("--aami-strict", help="aami: keep record 201, the same person as 202 in the test set.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where windows of real data are cached (or set HTPW_CACHE).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.", min=1)]

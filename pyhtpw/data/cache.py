@@ -1,8 +1,8 @@
 """Windows on disk: written once, as a stream; opened as read-only memory maps.
 
 An entry is a folder ``<root>/<name>-<key>`` of ``.npy`` files, five per split, perhaps ``notes.json`` (what else was
-found while making it), and ``manifest.json``, which states size and CRC-32 of each. The key is a SHA-256 of all that decides the content, so an entry is never updated: another
-source or another option is another entry.
+found while making it), and ``manifest.json``, which states size and CRC-32 of each. The key is a SHA-256 of all that
+decides the content, so an entry is never updated: another source or another option is another entry.
 
 A damaged entry is never used. An entry is written under a temporary name and renamed when complete, so what has the
 final name was once whole; and every file is compared with the manifest each time it is opened, so that whatever
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +84,18 @@ def fetch(entry: Path) -> dict[str, Split] | None:
     except (OSError, ValueError, TypeError, AttributeError):
         # Absent, cut short, not JSON, JSON of another form, not an array: all the same to the caller.
         return None
+
+
+def opened(entry: Path, make: Callable[[], None]) -> dict[str, Split]:
+    """`fetch`, after `make` has stored the entry where there is none; DataError if it then reads back otherwise."""
+    splits = fetch(entry)
+    if splits is None:
+        make()
+        splits = fetch(entry)
+    if splits is None:
+        raise DataError(f"the cache entry {entry} reads back other than it was written: check the disk, or choose "
+                        "another folder with cache_dir or HTPW_CACHE")
+    return splits
 
 
 def notes(entry: Path) -> dict[str, Any]:

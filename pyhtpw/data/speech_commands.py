@@ -44,7 +44,7 @@ import csv
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +154,7 @@ def read(*, data_dir: str | os.PathLike[str], protocol: str = "official6",
     source, key = _hashes(folder, clips, noise_files, {
         "version": _CACHE_VERSION, "protocol": protocol, "front end": repr(FRONT_END), **options})
     entry = cache.cache_root(cache_dir) / f"speech-commands-{protocol}-{key[:32]}"
-    splits = cache.fetch(entry)
-    if splits is None:
-        _build(entry, folder, clips, noises, copies, data_seed, progress)
-        splits = cache.fetch(entry)
-        if splits is None:
-            raise DataError(f"the cache entry {entry} reads back other than it was written: check the disk, or choose "
-                            "another folder with cache_dir or HTPW_CACHE")
+    splits = cache.opened(entry, lambda: _build(entry, folder, clips, noises, copies, data_seed, progress))
     part = PART[protocol] + (LOSSY if part_only and lossy else "")
     if protocol == "official12" and not any((folder / name).is_dir() for name in TEST_FOLDERS):
         part += "; unknown and silence of test drawn here, not those of the published test archive"
