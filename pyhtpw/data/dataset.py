@@ -21,6 +21,8 @@ from ..errors import ConfigError, DataError
 PROTOCOLS = {
     "synthetic-ecg": ("synthetic",),
     "mitdb": ("paper", "aami"),
+    "apnea-ecg": ("records", "challenge", "beats"),
+    "ptb-xl": ("norm", "superclass"),
     "speech-commands": ("official6", "split10", "official12"),
 }
 """The protocols of each data set, the default first."""

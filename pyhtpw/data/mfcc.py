@@ -118,7 +118,9 @@ class Mfcc:
         pieces = np.lib.stride_tricks.sliding_window_view(padded, self.fft, axis=1)[:, ::self.hop]
         spectrum = np.fft.rfft(pieces * self.taper)
         power = spectrum.real ** 2 + spectrum.imag ** 2
-        return np.log(power @ self.bands.T + self.floor)
+        # As one matrix: a product of a stack of matrices takes ten times as long.
+        bands = power.reshape(-1, power.shape[-1]) @ np.ascontiguousarray(self.bands.T)
+        return np.log(bands + self.floor).reshape(*power.shape[:-1], self.mels)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         """Coefficients of clips.
