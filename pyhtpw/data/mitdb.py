@@ -39,6 +39,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from . import cache
+from .checks import Problems, check_sums
 from .dataset import SPLITS, Dataset, describe
 from .records import lacking, read_annotations, read_signal
 from .windows import cut_windows
@@ -159,17 +160,61 @@ def read(*, data_dir: str | os.PathLike[str], protocol: str = "paper",
     return Dataset("mitdb", False, FS, CLASSES, splits["train"], splits["val"], splits["test"], description)
 
 
-def _folder(given: Path, names: list[str]) -> Path:
-    """The folder with the records; every missing file is named at once."""
+def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None = None) -> list[str]:
+    """Every problem of the 48 records, for ``pyhtpw data check``."""
+    folder = _inner(Path(data_dir))
+    problems = Problems()
+    check_sums(folder, problems, progress)
+    absent = lacking(folder, RECORDS, ENDINGS)
+    for file in absent:
+        problems.add(f"mitdb record {file[:3]}: {file} is missing: copy it there")
+    marks: dict[str, _Marks] = {}
+    for done, name in enumerate(RECORDS, 1):
+        size = None
+        if not {f"{name}.hea", f"{name}.dat"} & set(absent):
+            # As the protocols read it: signal 0 (paper), MLII (aami).
+            for lead in (0, "MLII") if name in DS1 + DS2 else (0,):
+                signal = problems.attempt(_signal, folder, name, lead)
+                size = size if signal is None else signal.size
+        if f"{name}.atr" not in absent:
+            found = problems.attempt(_annotations, folder, name, False, True)
+            if found is not None:
+                marks[name] = found
+                if size is not None and found.sample[-1] >= size:
+                    problems.add(_outside(name, int(found.sample[-1]), size))
+        if progress is not None:
+            progress(done, len(RECORDS), f"record {name}")
+    for protocol in ("paper", "aami"):
+        for part, names in _plan(protocol, False).records.items():
+            labels = [marks[name].label for name in names if name in marks]
+            for k, title in enumerate(CLASSES):
+                if labels and not any((label == k).any() for label in labels):
+                    problems.add(f"mitdb, {protocol}: the {part} records have no annotation of class {title}: check that the "
+                                 ".atr files are the reference annotations")
+    return problems
+
+
+def _outside(name: str, sample: int, size: int) -> str:
+    return (f"mitdb record {name}: an annotation at sample {sample} lies beyond the {size} samples of the signal: .atr and .dat "
+            "are not of one record, copy both anew")
+
+
+def _inner(given: Path) -> Path:
+    """The folder itself, or its subfolder ``mitdb``."""
     if not given.is_dir():
         raise DataError(f"mitdb: there is no folder {given}: pass data_dir (--data-dir) or set HTPW_DATA to the folder "
                         "that holds 100.hea, 100.dat, 100.atr, ...")
     inner = given / "mitdb"
-    folder = inner if inner.is_dir() and not (given / f"{names[0]}.hea").exists() else given
+    return inner if inner.is_dir() and not (given / "100.hea").exists() else given
+
+
+def _folder(given: Path, names: list[str]) -> Path:
+    """The folder with the records; every missing file is named at once."""
+    folder = _inner(given)
     missing = lacking(folder, sorted(names), ENDINGS)
     if missing:
         raise DataError(f"mitdb: {folder} lacks {len(missing)} of {3 * len(names)} files ({' '.join(missing)}): copy "
-                        "them there from PhysioNet, mitdb 1.0.0 (wfdb.dl_database('mitdb', folder))")
+                        "them there from PhysioNet, mitdb 1.0.0 (`pyhtpw data fetch mitdb` does)")
     return folder
 
 
@@ -215,9 +260,7 @@ def _build(entry: Path, folder: Path, plan: _Plan, window: int, lead: int | str,
                 signal = _signal(folder, name, lead)
                 outside = mark.sample[mark.sample >= signal.size]
                 if outside.size:
-                    raise DataError(f"mitdb record {name}: an annotation at sample {outside[0]} lies beyond the "
-                                    f"{signal.size} samples of the signal: .atr and .dat are not of one record, copy "
-                                    "both anew")
+                    raise DataError(_outside(name, int(outside[0]), signal.size))
                 for start in range(0, mark.sample.size, _CHUNK):
                     yield part, cut_windows(signal, mark.sample[start:start + _CHUNK], window)
                 done += 1

@@ -55,6 +55,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from . import cache
 from .audio import CLIP, Cut, Noise, changed, fit, read_audio
+from .checks import Problems, check_sums, two_sides
 from .dataset import SPLITS, Dataset, describe
 from .mfcc import Mfcc
 
@@ -302,6 +303,86 @@ def archive_files(folder: Path) -> list[str]:
     skip = (*TEST_FOLDERS, NOISE_FOLDER[False])
     return sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("*/*_nohash_*")
                   if path.suffix in (".wav", ".flac") and path.parent.name not in skip)
+
+
+# --- check --------------------------------------------------------------------------------------------------------
+
+
+def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None = None) -> list[str]:
+    """Every problem, for ``pyhtpw data check``; every file is decoded."""
+    folder, part_only = find(data_dir)
+    problems = Problems()
+    check_sums(folder, problems, progress)
+    noise_files = recordings(folder, part_only)
+    audio = [problems.attempt(read_audio, folder / name, name) for name in noise_files]
+    problems.attempt(Noise, [a for a in audio if a is not None],
+                     [n for n, a in zip(noise_files, audio, strict=True) if a is not None], SPANS["test"])
+    groups: dict[str, dict[str, set[str]]] = {name: {part: set() for part in SPLITS} for name in CLASSES}
+    held: dict[str, dict[str, set[str]]] = {name: {part: set() for part in SPLITS} for name in CLASSES}
+    if part_only:
+        protocols = ("official6", "split10")
+        rows = problems.attempt(index, folder) or []
+        for done, row in enumerate(rows, 1):
+            problems.attempt(_check_row, folder, row)
+            for name in protocols:
+                if side(row, name) is not None:
+                    groups[name][side(row, name)].add(speaker(row))
+                    held[name][side(row, name)].add(row["label"].strip("_"))
+            if progress is not None and done % 100 == 0:
+                progress(done, len(rows), row["file"])
+        indexed = {row["file"] for row in rows}
+        for path in sorted([*folder.glob("**/*.flac"), *folder.glob("**/*.opus")]):
+            name = path.relative_to(folder).as_posix()
+            if rows and name not in indexed:
+                problems.add(f"{name} is not in index.csv: remove it, or copy the index anew")
+    else:
+        protocols = ("official12",)
+        names = archive_files(folder)
+        listed = {part: problems.attempt(official_list, folder, name) or set()
+                  for part, name in (("val", "validation_list.txt"), ("test", "testing_list.txt"))}
+        there = {f"{name.split('/')[0]}/{Path(name).stem}" for name in names}
+        for part, file in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
+            for name in sorted(listed[part] - there):
+                problems.add(f"{name}.wav is missing, but {file} names it: unpack the archive anew")
+        for name in sorted(listed["val"] & listed["test"]):
+            problems.add(f"{name} is in both official lists: copy them anew")
+        for done, name in enumerate(names, 1):
+            problems.attempt(lambda name=name: fit(read_audio(folder / name, name), name))
+            plain = f"{name.split('/')[0]}/{Path(name).stem}"
+            part = next((part for part in ("val", "test") if plain in listed[part]), "train")
+            groups["official12"][part].add(Path(name).stem.split("_nohash_")[0])
+            held["official12"][part].add(name.split("/")[0] if name.split("/")[0] in WORDS else "unknown")
+            if progress is not None and done % 100 == 0:
+                progress(done, len(names), name)
+    for name in protocols:
+        for message in two_sides(groups[name], f"speech-commands, {name}", "speaker"):
+            problems.add(message)
+        for part in SPLITS:
+            drawn = part != "test" or name == "official12"  # silence that is cut from the recordings
+            empty = [c for c in CLASSES[name] if c not in held[name][part] and not (c == "silence" and drawn)]
+            if empty:
+                problems.add(f"speech-commands, {name}: {part} has no clip of {', '.join(empty)}: copy the data set anew")
+    return problems
+
+
+def _check_row(folder: Path, row: dict[str, str]) -> None:
+    """What the index says of a file against the file; DataError names the first contradiction."""
+    name = row["file"]
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"index.csv names {name!r}, which leaves the folder: copy the index anew")
+    audio = read_audio(folder / name, name, pcm=row["pcm_sha256_16"] if row["codec"] == "flac" else None)
+    if str(audio.size) != row["n_samples"]:
+        raise DataError(f"{name} has {audio.size} samples, index.csv states {row['n_samples']}: copy it anew")
+    if not row["official_split"]:  # a noise recording
+        return
+    fit(audio, name)
+    if Path(name).parent.name != row["label"]:
+        raise DataError(f"{name} lies in another folder than its label {row['label']}: copy it and index.csv anew")
+    # The rule divides the test set; `extra` goes to training and validation, whatever the hash says.
+    rule = split10_of(row["speaker"] or Path(name).stem) if row["official_split"] == "test" else row["official_split"]
+    if row["split10"] != rule:
+        raise DataError(f"{name}: index.csv has it in the split10 part {row['split10']!r}, the rule in {rule!r}: copy the index "
+                        "anew")
 
 
 # --- windows ------------------------------------------------------------------------------------------------------
