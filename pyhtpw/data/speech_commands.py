@@ -251,7 +251,7 @@ def speaker(row: dict[str, str]) -> str:
 
 
 def split10_of(name: str) -> str:
-    """The split of a speaker of the test set (of silence: the file's name without ending) under ``split10``."""
+    """The split of a speaker of the test set (of silence: the file's name) under ``split10``."""
     tenth = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10
     return "test" if tenth < 2 else "val" if tenth == 2 else "train"
 
@@ -379,7 +379,7 @@ def _check_row(folder: Path, row: dict[str, str]) -> None:
     if Path(name).parent.name != row["label"]:
         raise DataError(f"{name} lies in another folder than its label {row['label']}: copy it and index.csv anew")
     # The rule divides the test set; `extra` goes to training and validation, whatever the hash says.
-    rule = split10_of(row["speaker"] or Path(name).stem) if row["official_split"] == "test" else row["official_split"]
+    rule = split10_of(row["speaker"] or Path(name).name) if row["official_split"] == "test" else row["official_split"]
     if row["split10"] != rule:
         raise DataError(f"{name}: index.csv has it in the split10 part {row['split10']!r}, the rule in {rule!r}: copy the index "
                         "anew")
