@@ -171,7 +171,7 @@ def minute_labels(folder: Path, name: str) -> np.ndarray:
     sample, symbol = read_annotations(folder, name, "apn", "apnea-ecg")
     other = np.flatnonzero(~np.isin(symbol, ["A", "N"]))
     if other.size:
-        raise DataError(f"apnea-ecg record {name}: {name}.apn has the symbol {symbol[other[0]]!r} at sample "
+        raise DataError(f"apnea-ecg record {name}: {name}.apn has the symbol {str(symbol[other[0]])!r} at sample "
                         f"{sample[other[0]]}, which is neither A nor N: copy it anew")
     wrong = np.flatnonzero(sample != MINUTE * np.arange(sample.size))
     if wrong.size:

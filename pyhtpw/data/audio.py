@@ -26,7 +26,7 @@ def soundfile() -> Any:
     return soundfile
 
 
-def read_audio(path: Path, name: str, *, pcm: str | None = None, start: int = 0, stop: int | None = None) -> np.ndarray:
+def read_audio(path: Path, name: str, *, pcm: str | None = None) -> np.ndarray:
     """Read a mono recording at 16 kHz: wav, FLAC or Ogg/Opus.
 
     Parameters
@@ -36,8 +36,6 @@ def read_audio(path: Path, name: str, *, pcm: str | None = None, start: int = 0,
         What errors call it.
     pcm : str, optional
         First hexadecimal digits of the SHA-256 of its samples as little-endian int16, which are then compared.
-    start, stop : int
-        The samples wanted; by default all.
 
     Returns
     -------
@@ -51,7 +49,7 @@ def read_audio(path: Path, name: str, *, pcm: str | None = None, start: int = 0,
     """
     library = soundfile()
     try:
-        audio, rate = library.read(str(path), dtype="float32", always_2d=True, start=start, stop=stop)
+        audio, rate = library.read(str(path), dtype="float32", always_2d=True)
     except Exception as error:  # soundfile's own, and what its library lets through
         if not path.is_file():
             raise DataError(f"{name} is missing: copy it there anew") from error
@@ -146,7 +144,7 @@ def changed(audio: np.ndarray, noise: Noise, rng: np.random.Generator) -> np.nda
 
     Notes
     -----
-    The figures are those of the published training script for this data set (Warden 2018, section 7).
+    The figures are the defaults of the training script published with this data set.
     """
     move = int(rng.integers(-RATE // 10, RATE // 10 + 1))
     out = np.zeros_like(audio)

@@ -7,6 +7,7 @@ come over HTTPS and are unpacked only once their size and SHA-256 are the publis
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import os
 import shutil
@@ -15,6 +16,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -191,7 +193,7 @@ def unpack(path: Path, folder: Path) -> None:
                 content = tar.extractfile(member)
                 with open(at, "wb") as out:
                     shutil.copyfileobj(content, out, _BLOCK)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path.name} cannot be unpacked ({one_line(error)}): remove it and download it anew") from error
