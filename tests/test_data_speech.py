@@ -67,10 +67,12 @@ def make_part(folder: Path) -> Path:
         for label in (*TEN[:4], "_unknown_"):
             for k in range(count):
                 who = f"{official[0]}{k:07d}"
-                add(f"extra/{official}/{label}/{'dog_' if label == '_unknown_' else ''}{who}_nohash_1.flac", label, who, official, official)
+                word = "dog_" if label == "_unknown_" else ""
+                add(f"extra/{official}/{label}/{word}{who}_nohash_1.flac", label, who, official, official)
     if OPUS:
         for label in (*TEN[:4], "_unknown_"):
-            add(f"extra/train_more/{label}/{'bed_' if label == '_unknown_' else ''}m0000000_nohash_0.opus", label, "m0000000", "train", "train")
+            word = "bed_" if label == "_unknown_" else ""
+            add(f"extra/train_more/{label}/{word}m0000000_nohash_0.opus", label, "m0000000", "train", "train")
     for name in ("pink", "tap"):
         samples = noise(name)
         write(folder, f"background_noise/{name}.flac", samples)

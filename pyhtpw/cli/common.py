@@ -1,6 +1,7 @@
 """What the commands share: the application, options that mean the same everywhere, progress, and loading."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,11 +41,28 @@ def emit(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+@contextmanager
+def counter(quiet: bool = False):
+    """A callback (done, total, what) that moves a bar on stderr, which appears with the first call and goes at the end."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        tasks = []
+
+        def count(done: int, total: int, what: str) -> None:
+            if not tasks:
+                tasks.append(progress.add_task(""))
+            progress.update(tasks[0], completed=done, total=total, description=what[-40:])
+
+        yield count
+
+
 def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool):
     from pyhtpw.data import load
 
     options = {"aami_strict": True} if strict else {}
-    dataset = load(data, data_dir=data_dir, protocol=protocol, seed=seed, cache_dir=cache_dir, **options)
+    with counter() as count:
+        dataset = load(data, data_dir=data_dir, protocol=protocol, seed=seed, cache_dir=cache_dir, progress=count, **options)
     if "part" in dataset.description:
         say(f"data: {dataset.description['part']}", False)
     for warning in dataset.description.get("warnings", []):

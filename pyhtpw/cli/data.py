@@ -1,27 +1,17 @@
 """Commands: which data sets there are, whether their files are right, and downloading them."""
 
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from pyhtpw.cli.common import DataDir, Json, app, emit
+from pyhtpw.cli.common import DataDir, Json, app, counter, emit
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, check, fetch.")
 app.add_typer(data_app, name="data")
 
 Name = Annotated[str, typer.Argument(help="Data set, as `pyhtpw data list` names it.")]
-
-
-@contextmanager
-def _bar(quiet: bool):
-    """A callback (done, total, what) that moves a bar on stderr."""
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what[-40:])
 
 
 @data_app.command("list")
@@ -49,7 +39,7 @@ def check(name: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     from pyhtpw.data.catalogue import at_hand
     from pyhtpw.data.catalogue import check as check_files
 
-    with _bar(as_json) as bar:
+    with counter(as_json) as bar:
         problems = check_files(name, data_dir, bar)
     if as_json:
         emit({"data": name, "at_hand": at_hand(name, data_dir), "problems": problems})
@@ -65,7 +55,7 @@ def fetch(name: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Download a data set into DATA_DIR/NAME, or go on with a download; every file is compared with its checksum."""
     from pyhtpw.data.fetch import fetch as fetch_files
 
-    with _bar(as_json) as bar:
+    with counter(as_json) as bar:
         result = fetch_files(name, data_dir, bar)
     if as_json:
         emit({"data": name, **result})
