@@ -46,7 +46,7 @@ def apnea_beats(name: str) -> np.ndarray:
     """A beat every 0.7 to 0.9 s, an interval of 3 s in the second minute; samples."""
     rr = 80 + 10 * np.sin(np.arange(230) / (3 + int(name[1:])))
     beats = np.cumsum(rr).astype(np.int64)
-    return beats[(beats < 6900) | (beats > 7200)]
+    return beats[((beats < 6900) | (beats > 7200)) & (beats < 18400)]
 
 
 def write_apnea(folder: Path, name: str, signal: np.ndarray | None = None, fs: int = 100) -> None:
@@ -162,6 +162,7 @@ APNEA_BAD = {
     "one bit": (lambda f: (f / "a07.dat").write_bytes(b"\x07" + (f / "a07.dat").read_bytes()[1:]), "checksum"),
     "symbol": (lambda f: wfdb.wrann("a07", "apn", np.array([0, 6000]), symbol=["N", "V"], write_dir=str(f)), "symbol 'V'"),
     "not each minute": (lambda f: wfdb.wrann("a07", "apn", np.array([0, 6001]), symbol=["N", "A"], write_dir=str(f)), "one per minute"),
+    "label length": (lambda f: wfdb.wrann("a07", "apn", 6000 * np.arange(9), symbol=["N"] * 9, write_dir=str(f)), "9 labels for 3 whole"),
     "no answers": (lambda f: (f / "event-2-answers.txt").unlink(), "x01.apn"),
     "answers cut": (lambda f: (f / "event-2-answers.txt").write_text("x01\n 0 NNA\n"), "no labels of x02, x03"),
 }
@@ -175,6 +176,20 @@ def test_apnea_bad(case: str, apnea: Path, tmp_path: Path) -> None:
         read("apnea-ecg", apnea, tmp_path, protocol="challenge")
     assert "\n" not in str(caught.value)
     assert any(words in problem for problem in apnea_ecg.check(apnea))
+
+
+def test_apnea_beat_beyond_the_signal(apnea: Path, tmp_path: Path) -> None:
+    wfdb.wrann("a07", "qrs", np.array([50, 18500]), symbol=["N", "N"], write_dir=str(apnea))
+    with pytest.raises(DataError, match="a beat at sample 18500, the signal has 18500"):
+        read("apnea-ecg", apnea, tmp_path, protocol="beats")
+    assert any("a07.qrs has a beat" in problem for problem in apnea_ecg.check(apnea))
+
+
+def test_apnea_empty_class(apnea: Path, tmp_path: Path) -> None:
+    (apnea / "event-2-answers.txt").write_text("".join(f"{name}\n 0 NNN\n" for name in apnea_ecg.WITHHELD))
+    with pytest.raises(DataError, match="has no minute labelled apnea"):
+        read("apnea-ecg", apnea, tmp_path, protocol="challenge")
+    assert apnea_ecg.check(apnea) == ["apnea-ecg, challenge: test has no minute labelled apnea: check the labels"]
 
 
 def test_apnea_arguments(apnea: Path, tmp_path: Path) -> None:

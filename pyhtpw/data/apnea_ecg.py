@@ -180,6 +180,18 @@ def minute_labels(folder: Path, name: str) -> np.ndarray:
     return (symbol == "A").astype(np.int64)
 
 
+def whole_minutes(folder: Path, name: str, labels: int) -> int:
+    """Whole minutes of signal, by the header; DataError if so many labels cannot be of this record.
+
+    The published records have up to 1 label more and 23 fewer than whole minutes.
+    """
+    minutes = read_header(folder, name, FS, "apnea-ecg").sig_len // MINUTE
+    if not -30 <= labels - minutes <= 2:
+        raise DataError(f"apnea-ecg record {name}: {labels} labels for {minutes} whole minutes of signal: labels and header are not "
+                        "of one record, copy both anew")
+    return minutes
+
+
 def answers(folder: Path) -> dict[str, np.ndarray]:
     """The published labels of x01 to x35: lines of an hour's number and up to 60 letters under each record's name."""
     try:
@@ -244,8 +256,18 @@ def hrv_features(beats_s: np.ndarray) -> np.ndarray:
 
 
 def beat_times(folder: Path, name: str) -> np.ndarray:
-    """Times of the beats of ``name.qrs``, (B,) s; marks of artifacts are left out."""
+    """Times of the beats of ``name.qrs``, (B,) s; marks of artifacts are left out.
+
+    Raises
+    ------
+    DataError
+        Unreadable, or a beat lies beyond the signal.
+    """
     sample, symbol = read_annotations(folder, name, "qrs", "apnea-ecg")
+    length = read_header(folder, name, FS, "apnea-ecg").sig_len
+    if sample[-1] >= length:
+        raise DataError(f"apnea-ecg record {name}: {name}.qrs has a beat at sample {sample[-1]}, the signal has {length}: they are "
+                        "not of one record, copy both anew")
     return sample[symbol == "N"] / FS
 
 
@@ -261,18 +283,27 @@ def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], 
     absent = lacking(folder, names, endings) + lacking(folder, names if told else LEARNING, ("apn",))
     for file in absent:
         problems.add(f"apnea-ecg record {file[:3]}: {file} is missing: copy it there")
-    labels = {}
+    known: dict[str, np.ndarray] = {}
     for done, name in enumerate(names, 1):
-        if f"{name}.hea" not in absent:
-            header = problems.attempt(read_header, folder, name, FS, "apnea-ecg")
-            if signals and f"{name}.dat" not in absent and header is not None:
-                problems.attempt(read_signal, folder, name, 0, FS, "apnea-ecg")
-        if f"{name}.qrs" not in absent:
+        headed = f"{name}.hea" not in absent and problems.attempt(read_header, folder, name, FS, "apnea-ecg") is not None
+        if headed and signals and f"{name}.dat" not in absent:
+            problems.attempt(read_signal, folder, name, 0, FS, "apnea-ecg")
+        if headed and f"{name}.qrs" not in absent:
             problems.attempt(beat_times, folder, name)
-        if f"{name}.apn" not in absent and not (told is False and name in WITHHELD and not (folder / f"{name}.apn").is_file()):
-            labels[name] = problems.attempt(minute_labels, folder, name)
+        # The answers file, if it is needed and wrong, was told above.
+        if (folder / f"{name}.apn").is_file() or (name in WITHHELD and not told):
+            labels = problems.attempt(minute_labels, folder, name)
+            if headed and labels is not None:
+                problems.attempt(whole_minutes, folder, name, labels.size)
+            if labels is not None:
+                known[name] = labels
         if progress is not None:
             progress(done, len(names), f"record {name}")
+    for part, chosen in division("challenge", known).items():
+        held = [known[name] for name in chosen if name in known]
+        for k, title in enumerate(CLASSES):
+            if held and not any((labels == k).any() for labels in held):
+                problems.add(f"apnea-ecg, challenge: {part} has no minute labelled {title}: check the labels")
     return problems
 
 
@@ -316,7 +347,7 @@ def _build(entry: Path, folder: Path, protocol: str, window: int, context: int,
     names = LEARNING if protocol == "records" else LEARNING + WITHHELD
     labels = {name: minute_labels(folder, name) for name in names}
     # As many minutes as have both a label and a whole minute of signal.
-    kept = {name: labels[name][:read_header(folder, name, FS, "apnea-ecg").sig_len // MINUTE] for name in names}
+    kept = {name: labels[name][:whole_minutes(folder, name, labels[name].size)] for name in names}
     parts = division(protocol, labels)
     each = 1 if protocol == "beats" else PER_MINUTE
     offset = MINUTE // 2 + window * (np.arange(each) - (each - 1) // 2)
