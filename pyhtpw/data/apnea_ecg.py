@@ -279,8 +279,9 @@ def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], 
     check_sums(folder, problems, progress)
     signals = bool(list(folder.glob("[abcx]??.dat")))
     endings = ("hea", "qrs", "dat") if signals else ("hea", "qrs")
-    told = not (folder / ANSWERS).is_file() or problems.attempt(answers, folder) is None
-    absent = lacking(folder, names, endings) + lacking(folder, names if told else LEARNING, ("apn",))
+    answered = (folder / ANSWERS).is_file()
+    usable = answered and problems.attempt(answers, folder) is not None
+    absent = lacking(folder, names, endings) + lacking(folder, LEARNING if answered else names, ("apn",))
     for file in absent:
         problems.add(f"apnea-ecg record {file[:3]}: {file} is missing: copy it there")
     known: dict[str, np.ndarray] = {}
@@ -290,8 +291,7 @@ def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], 
             problems.attempt(read_signal, folder, name, 0, FS, "apnea-ecg")
         if headed and f"{name}.qrs" not in absent:
             problems.attempt(beat_times, folder, name)
-        # The answers file, if it is needed and wrong, was told above.
-        if (folder / f"{name}.apn").is_file() or (name in WITHHELD and not told):
+        if (folder / f"{name}.apn").is_file() or (name in WITHHELD and usable):
             labels = problems.attempt(minute_labels, folder, name)
             if headed and labels is not None:
                 problems.attempt(whole_minutes, folder, name, labels.size)
