@@ -228,6 +228,19 @@ def test_fetch_without_a_server(physionet: Server, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_fetch_keeps_folders(physionet: Server, tmp_path: Path) -> None:
+    """PTB-XL lies in folders, of which the 100 Hz records are taken."""
+    files = {"records100/00000/00001_lr.dat": b"12", "records100/01000/01001_lr.hea": b"34", "records500/00000/00001_hr.dat": b"56",
+             "ptbxl_database.csv": b"78"}
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()} {name}\n" for name, content in files.items())
+    physionet.files = {f"/files/ptb-xl/1.0.3/{name}": content for name, content in {**files, "SHA256SUMS.txt": sums.encode()}.items()}
+    physionet.files.update({"/content/ptb-xl/": b"Version: 1.0.3</p>\n", "/content/ptb-xl/1.0.3/": b"there"})
+    told = []
+    assert fetch.fetch("ptb-xl", tmp_path, lambda *state: told.append(state))["files"] == 3 == told[-1][0]
+    assert (tmp_path / "ptb-xl/records100/01000/01001_lr.hea").read_bytes() == b"34"
+    assert not (tmp_path / "ptb-xl/records500").exists()
+
+
 def test_fetch_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="nothing to download"):
         fetch.fetch("synthetic-ecg", tmp_path)

@@ -248,6 +248,14 @@ def test_official12(tmp_path: Path) -> None:
     data = read(folder, tmp_path, protocol="official12")
     assert labels(data, "test") == dict.fromkeys(data.classes, 1)
     assert set(data.test.group) == {"t0000009", "silence/0017"} and "drawn" not in data.description["part"]
+    assert speech_commands.check(folder) == []
+    (folder / "test12/up/t0000009_nohash_0.wav").write_bytes(b"no")
+    (folder / "test12/_silence_/0017.wav").unlink()
+    (folder / "test12/go/t0000009_nohash_0.wav").rename(folder / "test12/go/v0000003_nohash_0.wav")
+    problems = speech_commands.check(folder)
+    for words in ("test12/up/t0000009_nohash_0.wav cannot be read", "test has no clip of silence",
+                  "speaker v0000003 is in val and in test"):
+        assert any(words in problem for problem in problems), words
 
 
 def test_wrong_protocol_for_the_folder(part: Path, tmp_path: Path) -> None:

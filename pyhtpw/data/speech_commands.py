@@ -157,7 +157,7 @@ def read(*, data_dir: str | os.PathLike[str], protocol: str = "official6",
     entry = cache.cache_root(cache_dir) / f"speech-commands-{protocol}-{key[:32]}"
     splits = cache.opened(entry, lambda: _build(entry, folder, clips, noises, copies, data_seed, progress))
     part = PART[protocol] + (LOSSY if part_only and lossy else "")
-    if protocol == "official12" and not any((folder / name).is_dir() for name in TEST_FOLDERS):
+    if protocol == "official12" and published_test(folder) is None:
         part += "; unknown and silence of test drawn here, not those of the published test archive"
     description = describe(
         CLASSES[protocol], splits, protocol=protocol, options=options, source_sha256=source, warnings=[],
@@ -277,16 +277,24 @@ def _official12(folder: Path, rng: np.random.Generator) -> dict[str, list[Clip]]
         share = min(len(others[part]), -(-len(words[part]) // 10))
         drawn = np.sort(rng.permutation(len(others[part]))[:share])
         clips[part] = words[part] + [others[part][k] for k in drawn]
-    for where in TEST_FOLDERS:
-        if (folder / where).is_dir():
-            clips["test"] = []
-            for path in sorted((folder / where).glob("*/*")):
-                label = path.parent.name.strip("_")
-                if label in classes and path.suffix in (".wav", ".flac"):
-                    # WORD_HASH_nohash_N for unknown words, HASH_nohash_N, or the name of a piece of noise
-                    who = path.stem.split("_nohash_")[0].split("_")[-1] if "_nohash_" in path.stem else f"silence/{path.stem}"
-                    clips["test"].append(Clip(f"{where}/{path.parent.name}/{path.name}", classes.index(label), who))
-            break
+    archive = published_test(folder)
+    return clips if archive is None else {**clips, "test": archive}
+
+
+def published_test(folder: Path) -> list[Clip] | None:
+    """The clips of the published test archive, one folder per class; None if it is not there."""
+    classes = CLASSES["official12"]
+    where = next((name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+    if where is None:
+        return None
+    clips = []
+    for path in sorted((folder / where).glob("*/*")):
+        label = path.parent.name.strip("_")
+        if label in classes and path.suffix in (".wav", ".flac"):
+            # HASH_nohash_N, WORD_HASH_nohash_N for unknown words, or the name of a piece of noise
+            named = "_nohash_" in path.stem
+            who = path.stem.split("_nohash_")[0].split("_")[-1] if named else f"silence/{path.stem}"
+            clips.append(Clip(f"{where}/{path.parent.name}/{path.name}", classes.index(label), who))
     return clips
 
 
@@ -354,11 +362,17 @@ def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], 
             held["official12"][part].add(name.split("/")[0] if name.split("/")[0] in WORDS else "unknown")
             if progress is not None and done % 100 == 0:
                 progress(done, len(names), name)
+        archive = published_test(folder)
+        if archive is not None:  # it is the test set then
+            held["official12"]["test"] = {CLASSES["official12"][clip.label] for clip in archive}
+            for clip in archive:
+                problems.attempt(_audio, folder, clip, None)
+                groups["official12"]["test"].add(clip.group)
     for name in protocols:
         for message in two_sides(groups[name], f"speech-commands, {name}", "speaker"):
             problems.add(message)
         for part in SPLITS:
-            drawn = part != "test" or name == "official12"  # silence that is cut from the recordings
+            drawn = part != "test" or (name == "official12" and published_test(folder) is None)  # silence cut from recordings
             empty = [c for c in CLASSES[name] if c not in held[name][part] and not (c == "silence" and drawn)]
             if empty:
                 problems.add(f"speech-commands, {name}: {part} has no clip of {', '.join(empty)}: copy the data set anew")
@@ -403,8 +417,8 @@ def _hashes(folder: Path, clips: dict[str, list[Clip]], noise_files: list[str], 
     return source.hexdigest(), key.hexdigest()
 
 
-def _audio(folder: Path, clip: Clip, noise: Noise) -> np.ndarray:
-    if clip.cut is not None:
+def _audio(folder: Path, clip: Clip, noise: Noise | None) -> np.ndarray:
+    if clip.cut is not None and noise is not None:
         return noise.cut(clip.cut)
     return fit(read_audio(folder / clip.file, clip.file, pcm=clip.pcm), clip.file)
 
