@@ -37,6 +37,22 @@ RECIPES = {
         net_options={"kernel": 9, "stem_kernel": 15},
         train={"steps": 4000, "eval_every": 500, "balance": 0.3, "augment": {"amplitude": 0.2}},
     ),
+    # Not tuned yet: what makes the loaders usable.
+    **dict.fromkeys(
+        [("speech-commands", "official6"), ("speech-commands", "split10"), ("speech-commands", "official12")],
+        Recipe(
+            net_options={"kernel": 9, "stem": 32, "stem_stride": 2, "strides": (1, 2, 1, 1, 1)},
+            train={"steps": 3000, "eval_every": 250},
+        ),
+    ),
+    **dict.fromkeys(
+        [("apnea-ecg", "records"), ("apnea-ecg", "challenge"), ("ptb-xl", "norm"), ("ptb-xl", "superclass")],
+        Recipe(net_options={"kernel": 9, "stem_kernel": 15}, train={"steps": 4000, "eval_every": 250, "augment": {"amplitude": 0.2}}),
+    ),
+    ("apnea-ecg", "beats"): Recipe(
+        net_options={"kernel": 3, "stem": 32, "stem_kernel": 3, "stem_stride": 1, "widths": (32, 32), "strides": (1, 1)},
+        train={"steps": 3000, "eval_every": 250},
+    ),
 }
 
 

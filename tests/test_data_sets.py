@@ -8,10 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from pyhtpw.data import NAMES, Dataset, Split, load
+from pyhtpw.data import NAMES, PROTOCOLS, Dataset, Split, cache, load
 from pyhtpw.data.dataset import describe
 from pyhtpw.errors import ConfigError, DataError
 from pyhtpw.evaluate import evaluate_binary
+from pyhtpw.nets import build
+from pyhtpw.recipes import recipe
 
 SMALL = {"patients": (4, 2, 3), "beats": (30, 25, 20)}
 
@@ -101,13 +103,68 @@ def test_describe_counts() -> None:
 
 
 def test_load_refuses_what_it_does_not_know() -> None:
-    assert NAMES == ("synthetic-ecg", "mitdb")
-    with pytest.raises(ConfigError, match="choose one of synthetic-ecg, mitdb"):
+    assert NAMES == ("synthetic-ecg", "mitdb", "apnea-ecg", "ptb-xl", "speech-commands")
+    with pytest.raises(ConfigError, match="choose one of synthetic-ecg, mitdb, apnea-ecg, ptb-xl, speech-commands"):
         load("ptb")
     with pytest.raises(ConfigError, match="no protocol 'aami'"):
         load("synthetic-ecg", protocol="aami")
     with pytest.raises(ConfigError, match="no option lead: it has beats, patients, progress, window"):
         load("synthetic-ecg", lead=1)
+    with pytest.raises(ConfigError, match="choose 'paper' or 'aami'"):
+        load("mitdb", data_dir="nowhere", protocol="ds1:window=64")
+
+
+def test_options_may_follow_the_protocol() -> None:
+    data = load("synthetic-ecg", protocol="synthetic:window=64", **SMALL)
+    assert data.train.x.shape[1:] == (64, 1) and data.description["protocol"] == "synthetic"
+    for text, words in (("synthetic:window", "'window' behind the protocol is no option"), ("synthetic:=3", "no option"),
+                        ("synthetic:window=true", "16 to 3600"), ("synthetic:lead=II", "no option lead")):
+        with pytest.raises(ConfigError, match=words):
+            load("synthetic-ecg", protocol=text, **SMALL)
+
+
+def test_every_protocol_has_a_recipe_whose_network_can_be_built() -> None:
+    shapes = {"speech-commands": (101, 40), "apnea-ecg": (1800, 1), "ptb-xl": (1000, 1)}
+    for name, protocols in PROTOCOLS.items():
+        for protocol in protocols:
+            chosen = recipe(name, protocol)
+            steps, channels = (5, 8) if protocol == "beats" else shapes.get(name, (720, 1))
+            graph = build(chosen.net, t=steps, channels_in=channels, classes=6, **chosen.net_options)
+            assert graph.input_shape == (steps, channels)
+
+
+def test_features_and_many_classes() -> None:
+    """Windows of several channels, and labels of more than two classes."""
+    def of(groups: str, label: int) -> Split:
+        return split(groups, x=np.ones((len(groups), 4, 3), np.float32), y=np.full(len(groups), label))
+
+    parts = {"train": of("ab", 4), "val": of("c", 0), "test": of("d", 2)}
+    assert dataset(*parts.values(), classes=tuple("vwxyz")).test.y.tolist() == [2]
+    with pytest.raises(DataError, match="train, record a: label 4 is not one of the 4 classes"):
+        dataset(*parts.values(), classes=tuple("vwxy"))
+    with pytest.raises(DataError, match="window lengths differ"):
+        dataset(parts["train"], parts["val"], split("d"), classes=tuple("vwxyz"))
+    out = describe(tuple("vwxyz"), parts, protocol="p", options={}, source_sha256="", warnings=[], same_person={}, part="half")
+    assert out["counts"]["train"] == {"v": 0, "w": 0, "x": 0, "y": 0, "z": 2, "unscored": 0} and out["part"] == "half"
+
+
+def test_cache_entries_with_notes(tmp_path) -> None:
+    labels = {part: {"y": np.zeros(1, np.int64), "group": np.array([part]), "position": np.zeros(1, np.int64),
+                     "score_mask": np.ones(1, bool)} for part in ("train", "val", "test")}
+    notes: dict = {}
+
+    def chunks():
+        for part in labels:
+            notes[part] = 1.5
+            yield part, np.full((1, 3, 2), 7, np.float32)
+
+    entry = tmp_path / "some-key"
+    splits = cache.opened(entry, lambda: cache.store(entry, (3, 2), labels, chunks(), notes))
+    assert splits["val"].x.tolist() == [[[7, 7]] * 3] and cache.notes(entry) == {"train": 1.5, "val": 1.5, "test": 1.5}
+    (entry / "notes.json").write_text(json.dumps({"train": 2.5, "val": 1.5, "test": 1.5}))
+    assert cache.fetch(entry) is None  # the manifest has its sum too
+    with pytest.raises(DataError, match="reads back other than it was written"):
+        cache.opened(entry, lambda: None)
 
 
 # --- synthetic ----------------------------------------------------------------------------------------------------

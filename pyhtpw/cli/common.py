@@ -1,6 +1,7 @@
 """What the commands share: the application, options that mean the same everywhere, progress, and loading."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,10 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed gives the same bytes.", min=0)]
-Data = Annotated[str, typer.Option(help="Data set: synthetic-ecg (embedded, made at run time) or mitdb.")]
+Data = Annotated[str, typer.Option(help="Data set: synthetic-ecg (embedded, made at run time), or a real one: `pyhtpw data list`.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of a real data set's files (or set HTPW_DATA).")]
-Protocol = Annotated[str | None, typer.Option(help="mitdb: paper (default) or aami.")]
+Protocol = Annotated[str | None, typer.Option(help="One of the data set's protocols (`pyhtpw data list`; default: its first); "
+    "options of the loader may follow: official6:copies=2,lossy=false.")]
 Strict = Annotated[bool, typer.Option("--aami-strict", help="aami: keep record 201, the same person as 202 in the test set.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where windows of real data are cached (or set HTPW_CACHE).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.", min=1)]
@@ -42,11 +44,30 @@ def emit(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+@contextmanager
+def counter(quiet: bool = False):
+    """A callback (done, total, what) that moves a bar on stderr, which appears with the first call and goes at the end."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        tasks = []
+
+        def count(done: int, total: int, what: str) -> None:
+            if not tasks:
+                tasks.append(progress.add_task(""))
+            progress.update(tasks[0], completed=done, total=total, description=what[-40:])
+
+        yield count
+
+
 def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool):
     from pyhtpw.data import load
 
     options = {"aami_strict": True} if strict else {}
-    dataset = load(data, data_dir=data_dir, protocol=protocol, seed=seed, cache_dir=cache_dir, **options)
+    with counter() as count:
+        dataset = load(data, data_dir=data_dir, protocol=protocol, seed=seed, cache_dir=cache_dir, progress=count, **options)
+    if "part" in dataset.description:
+        say(f"data: {dataset.description['part']}", False)
     for warning in dataset.description.get("warnings", []):
         say(f"warning: {warning}", False)
     return dataset

@@ -1,8 +1,8 @@
 """Windows on disk: written once, as a stream; opened as read-only memory maps.
 
-An entry is a folder ``<root>/<name>-<key>`` of ``.npy`` files, five per split, and ``manifest.json``, which states
-size and CRC-32 of each. The key is a SHA-256 of all that decides the content, so an entry is never updated: another
-source or another option is another entry.
+An entry is a folder ``<root>/<name>-<key>`` of ``.npy`` files, five per split, perhaps ``notes.json`` (what else was
+found while making it), and ``manifest.json``, which states size and CRC-32 of each. The key is a SHA-256 of all that
+decides the content, so an entry is never updated: another source or another option is another entry.
 
 A damaged entry is never used. An entry is written under a temporary name and renamed when complete, so what has the
 final name was once whole; and every file is compared with the manifest each time it is opened, so that whatever
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +29,7 @@ from ..errors import DataError
 from .dataset import SPLITS, Split
 
 _MANIFEST = "manifest.json"
+_NOTES = "notes.json"
 _LABELS = ("y", "group", "position", "score_mask")
 _READ_BYTES = 1 << 22
 # A temporary folder this old belongs to a process that was killed: nothing takes a day to write.
@@ -74,7 +75,7 @@ def fetch(entry: Path) -> dict[str, Split] | None:
     try:
         manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
         names = {_file(part, field) for part in SPLITS for field in ("x", *_LABELS)}
-        if set(manifest) != names:
+        if set(manifest) - {_NOTES} != names:
             return None
         for name, stated in manifest.items():
             if [(entry / name).stat().st_size, _crc_of(entry / name)] != stated:
@@ -85,20 +86,40 @@ def fetch(entry: Path) -> dict[str, Split] | None:
         return None
 
 
-def store(entry: Path, window: int, labels: Mapping[str, Mapping[str, np.ndarray]],
-          chunks: Iterable[tuple[str, np.ndarray]]) -> None:
+def opened(entry: Path, make: Callable[[], None]) -> dict[str, Split]:
+    """`fetch`, after `make` has stored the entry where there is none; DataError if it then reads back otherwise."""
+    splits = fetch(entry)
+    if splits is None:
+        make()
+        splits = fetch(entry)
+    if splits is None:
+        raise DataError(f"the cache entry {entry} reads back other than it was written: check the disk, or choose "
+                        "another folder with cache_dir or HTPW_CACHE")
+    return splits
+
+
+def notes(entry: Path) -> dict[str, Any]:
+    """What `store` was given as `notes`, of an entry that `fetch` has opened; empty if it was given none."""
+    path = entry / _NOTES
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def store(entry: Path, shape: tuple[int, int], labels: Mapping[str, Mapping[str, np.ndarray]],
+          chunks: Iterable[tuple[str, np.ndarray]], notes: Mapping[str, Any] | None = None) -> None:
     """Write an entry, replacing one of the same name.
 
     Parameters
     ----------
     entry : Path
         The entry's folder; its parent is made if needed.
-    window : int
-        T, samples per window.
+    shape : (int, int)
+        T and C, samples and channels per window.
     labels : mapping of split name to mapping of 'y', 'group', 'position', 'score_mask' to (N,) array
         As in `Split`.
-    chunks : iterable of (split name, (n, T) float32)
+    chunks : iterable of (split name, (n, T) or (n, T, C) float32)
         The windows; those of one split come in the order of its labels, and are N in all. Only one chunk is held.
+    notes : mapping, optional
+        What can be written as JSON; looked at after the last chunk, so that making the chunks may fill it.
 
     Raises
     ------
@@ -112,7 +133,7 @@ def store(entry: Path, window: int, labels: Mapping[str, Mapping[str, np.ndarray
     except OSError as error:
         raise _unwritable(entry.parent, error) from error
     try:
-        _fill(temporary, window, labels, chunks)
+        _fill(temporary, shape, labels, chunks, notes)
         _rename(temporary, entry)
     except OSError as error:
         raise _unwritable(entry.parent, error) from error
@@ -161,12 +182,12 @@ class _NpyStream:
             self._put(memoryview(np.ascontiguousarray(values)).cast("B"))
 
 
-def _fill(folder: Path, window: int, labels: Mapping[str, Mapping[str, np.ndarray]],
-          chunks: Iterable[tuple[str, np.ndarray]]) -> None:
+def _fill(folder: Path, shape: tuple[int, int], labels: Mapping[str, Mapping[str, np.ndarray]],
+          chunks: Iterable[tuple[str, np.ndarray]], notes: Mapping[str, Any] | None) -> None:
     streams = {}
     try:
         for part in SPLITS:
-            streams[_file(part, "x")] = _NpyStream(folder / _file(part, "x"), (len(labels[part]["y"]), window, 1),
+            streams[_file(part, "x")] = _NpyStream(folder / _file(part, "x"), (len(labels[part]["y"]), *shape),
                                                    np.dtype(np.float32))
         for part, x in chunks:
             streams[_file(part, "x")].write(x)
@@ -181,6 +202,10 @@ def _fill(folder: Path, window: int, labels: Mapping[str, Mapping[str, np.ndarra
         for stream in streams.values():
             stream.file.close()
     manifest = {name: [stream.size, stream.crc] for name, stream in streams.items()}
+    if notes is not None:
+        text = json.dumps(notes).encode()
+        (folder / _NOTES).write_bytes(text)
+        manifest[_NOTES] = [len(text), zlib.crc32(text)]
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

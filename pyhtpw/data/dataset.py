@@ -6,6 +6,7 @@ range and on splits that share no person.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -17,7 +18,15 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 
-NAMES = ("synthetic-ecg", "mitdb")
+PROTOCOLS = {
+    "synthetic-ecg": ("synthetic",),
+    "mitdb": ("paper", "aami"),
+    "apnea-ecg": ("records", "challenge", "beats"),
+    "ptb-xl": ("norm", "superclass"),
+    "speech-commands": ("official6", "split10", "official12"),
+}
+"""The protocols of each data set, the default first."""
+NAMES = tuple(PROTOCOLS)
 SPLITS = ("train", "val", "test")
 
 # Samples looked at together when x is scanned for NaN: 16 MiB of float32, so a memory-mapped x of many gigabytes is
@@ -36,7 +45,7 @@ class Split:
     y : (N,) int64
         Class index, 0 <= y < len(classes).
     group : (N,) str
-        Record or patient of each window. Post-processing in time order and cluster bootstraps work per group.
+        Record, patient or speaker of each window. Post-processing in time order and cluster bootstraps work per group.
     position : (N,) int64
         Sample index of the window's centre in its record, >= 0.
     score_mask : (N,) bool
@@ -87,14 +96,16 @@ class Dataset:
     synthetic : bool
         True: made by a program; no result on it is a result on people.
     fs : float
-        Sampling rate in Hz, > 0.
+        Sampling rate of x in Hz, > 0: of the signal, or of the frames where x holds features.
     classes : tuple of str
         Class names; the index is the label. Of two, index 1 is the positive class.
     train, val, test : Split
     description : dict
         ``protocol``, ``options``, ``records`` (per split), ``counts`` (per split and class, with ``unscored``),
-        ``test_counts`` (the same per record of test), ``source_sha256``, ``warnings`` (list of str), and
-        ``same_person``: group -> person, for groups whose person also has another group.
+        ``test_counts`` (the same per record of test), ``source_sha256``, ``warnings`` (list of str),
+        ``same_person``: group -> person, for groups whose person also has another group; and of real data ``part``
+        (how to name what was read, so that a figure on a part is not taken for one on the whole), ``source`` and
+        ``licence``. A loader may add more.
 
     Raises
     ------
@@ -160,7 +171,8 @@ def check_finite(split: Split, where: str) -> None:
 
 
 def describe(classes: tuple[str, ...], splits: Mapping[str, Split], *, protocol: str, options: Mapping[str, Any],
-             source_sha256: str, warnings: list[str], same_person: Mapping[str, str]) -> dict[str, Any]:
+             source_sha256: str, warnings: list[str], same_person: Mapping[str, str],
+             **more: Any) -> dict[str, Any]:
     """Make the `Dataset.description` of three splits; everything in it can be written as JSON.
 
     Parameters
@@ -169,6 +181,8 @@ def describe(classes: tuple[str, ...], splits: Mapping[str, Split], *, protocol:
     splits : mapping of 'train', 'val', 'test' to Split
     protocol, options, source_sha256, warnings, same_person
         As in `Dataset`.
+    **more
+        Further entries.
 
     Returns
     -------
@@ -191,6 +205,7 @@ def describe(classes: tuple[str, ...], splits: Mapping[str, Split], *, protocol:
         "source_sha256": source_sha256,
         "warnings": list(warnings),
         "same_person": dict(same_person),
+        **more,
     }
 
 
@@ -203,16 +218,18 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, protocol:
     name : str
         One of `NAMES`.
     data_dir : path, optional
-        Folder of the source files. Falls back to the environment variable ``HTPW_DATA``. For ``mitdb`` it is the folder
-        with ``100.hea``, or one that has it as its subfolder ``mitdb``. ``synthetic-ecg`` needs none and ignores both.
+        Folder of the source files, or one that has them in a subfolder of the data set's name. Falls back to the
+        environment variable ``HTPW_DATA``. ``synthetic-ecg`` needs none and ignores both.
     protocol : str, optional
-        ``mitdb``: ``"paper"`` (default) or ``"aami"``. ``synthetic-ecg`` has one protocol, ``"synthetic"``.
+        One of `PROTOCOLS`; by default its first. Options may follow it, as text: ``"official6:copies=2,lossy=false"``
+        is ``protocol="official6", copies=2, lossy=False``, so that a command line or a configuration can give them.
     seed : int
-        Only ``synthetic-ecg`` draws anything; 0 <= seed < 2**63.
+        Only ``synthetic-ecg`` draws with it; 0 <= seed < 2**63. What other loaders draw belongs to their own option,
+        so that runs of several seeds see the same data.
     cache_dir : path, optional
-        Where ``mitdb`` keeps its windows; see `pyhtpw.data.cache`.
+        Where real data sets keep their windows; see `pyhtpw.data.cache`.
     **options
-        Those of `synthetic_ecg.make` or `mitdb.read`.
+        Those of the data set's module: `synthetic_ecg.make`, or `read` of the others.
 
     Returns
     -------
@@ -225,22 +242,46 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, protocol:
     DataError
         The source is missing, partial or malformed.
     """
-    # Imported here so that the synthetic default works where wfdb is not installed, and because both modules build
-    # on this one.
+    if name not in PROTOCOLS:
+        raise ConfigError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
+    protocol, said = _spoken(name, protocol or PROTOCOLS[name][0])
+    twice = sorted(set(said) & set(options))
+    if twice:
+        raise ConfigError(f"{name}: option {', '.join(twice)} is given twice, with the protocol and by itself")
+    options = {**said, **options}
+    if protocol not in PROTOCOLS[name]:
+        raise ConfigError(f"{name} has no protocol {protocol!r}: choose {' or '.join(map(repr, PROTOCOLS[name]))}")
+    # Imported here so that the synthetic default works where wfdb and soundfile are not installed, and because the
+    # modules build on this one.
+    module = importlib.import_module("." + name.replace("-", "_"), __package__)
     if name == "synthetic-ecg":
-        from . import synthetic_ecg
-        if protocol not in (None, "synthetic"):
-            raise ConfigError(f"synthetic-ecg has no protocol {protocol!r}: leave it out, or load 'mitdb'")
-        return _call(synthetic_ecg.make, name, {"seed": seed}, options)
-    if name == "mitdb":
-        from . import mitdb
-        folder = data_dir if data_dir is not None else os.environ.get("HTPW_DATA") or None
-        if folder is None:
-            raise DataError("mitdb: no folder given: pass data_dir (--data-dir) or set HTPW_DATA to the folder that "
-                            "holds 100.hea, 100.dat, 100.atr, ...")
-        fixed = {"data_dir": Path(folder), "protocol": protocol or "paper", "cache_dir": cache_dir}
-        return _call(mitdb.read, name, fixed, options)
-    raise ConfigError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
+        return _call(module.make, name, {"seed": seed}, options)
+    fixed = {"data_dir": source_folder(name, data_dir), "protocol": protocol, "cache_dir": cache_dir}
+    return _call(module.read, name, fixed, options)
+
+
+def source_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder given, or that of ``HTPW_DATA``; DataError if there is neither."""
+    folder = data_dir if data_dir is not None else os.environ.get("HTPW_DATA") or None
+    if folder is None:
+        raise DataError(f"{name}: no folder given: pass data_dir (--data-dir) or set HTPW_DATA to the folder that holds "
+                        f"its files (`pyhtpw data fetch {name}` downloads them)")
+    return Path(folder)
+
+
+def _spoken(name: str, protocol: str) -> tuple[str, dict[str, Any]]:
+    """A protocol and the options behind its colon: true, false and numbers are these, anything else is text."""
+    protocol, _, rest = protocol.partition(":")
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"{name}: {item!r} behind the protocol is no option: write {protocol}:name=value,name=value")
+        try:
+            options[key] = {"true": True, "false": False}[value] if value in ("true", "false") else int(value)
+        except ValueError:
+            options[key] = value
+    return protocol, options
 
 
 def _call(function: Callable[..., Dataset], name: str, fixed: dict[str, Any], options: dict[str, Any]) -> Dataset:

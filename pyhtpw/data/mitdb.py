@@ -39,11 +39,17 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from . import cache
+from .checks import Problems, check_sums
 from .dataset import SPLITS, Dataset, describe
+from .records import lacking, read_annotations, read_signal
 from .windows import cut_windows
 
 FS = 360.0
+ENDINGS = ("hea", "dat", "atr")
 CLASSES = ("other", "ventricular")
+SOURCE = "MIT-BIH Arrhythmia Database 1.0.0, PhysioNet, doi:10.13026/C2F305"
+LICENCE = "ODC-By 1.0"
+PART = "the MIT-BIH Arrhythmia Database"
 
 RECORDS = tuple("""100 101 102 103 104 105 106 107 108 109 111 112 113 114 115 116 117 118 119 121 122 123 124
 200 201 202 203 205 207 208 209 210 212 213 214 215 217 219 220 221 222 223 228 230 231 232 233 234""".split())
@@ -143,35 +149,72 @@ def read(*, data_dir: str | os.PathLike[str], protocol: str = "paper",
 
     source, key = _hashes(folder, names, {"version": _CACHE_VERSION, "protocol": protocol, **options})
     entry = cache.cache_root(cache_dir) / f"mitdb-{protocol}-{key[:32]}"
-    splits = cache.fetch(entry)
-    if splits is None:
-        _build(entry, folder, plan, window, lead, progress)
-        splits = cache.fetch(entry)
-        if splits is None:
-            raise DataError(f"the cache entry {entry} reads back other than it was written: check the disk, or choose "
-                            "another folder with cache_dir or HTPW_CACHE")
+    splits = cache.opened(entry, lambda: _build(entry, folder, plan, window, lead, progress))
 
     warnings = []
     if aami_strict:
         warnings.append("aami_strict: record 201 (train) and record 202 (test) are of the same person, so train and "
                         "test are disjoint by record but not by person")
     description = describe(CLASSES, splits, protocol=protocol, options=options, source_sha256=source, warnings=warnings,
-                           same_person={} if aami_strict else SAME_PERSON)
+                           same_person={} if aami_strict else SAME_PERSON, part=PART, source=SOURCE, licence=LICENCE)
     return Dataset("mitdb", False, FS, CLASSES, splits["train"], splits["val"], splits["test"], description)
 
 
-def _folder(given: Path, names: list[str]) -> Path:
-    """The folder with the records; every missing file is named at once."""
+def check(data_dir: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None = None) -> list[str]:
+    """Every problem of the 48 records, for ``pyhtpw data check``."""
+    folder = _inner(Path(data_dir))
+    problems = Problems()
+    check_sums(folder, problems, progress)
+    absent = lacking(folder, RECORDS, ENDINGS)
+    for file in absent:
+        problems.add(f"mitdb record {file[:3]}: {file} is missing: copy it there")
+    marks: dict[str, _Marks] = {}
+    for done, name in enumerate(RECORDS, 1):
+        size = None
+        if not {f"{name}.hea", f"{name}.dat"} & set(absent):
+            # As the protocols read it: signal 0 (paper), MLII (aami).
+            for lead in (0, "MLII") if name in DS1 + DS2 else (0,):
+                signal = problems.attempt(_signal, folder, name, lead)
+                size = size if signal is None else signal.size
+        if f"{name}.atr" not in absent:
+            found = problems.attempt(_annotations, folder, name, False, True)
+            if found is not None:
+                marks[name] = found
+                if size is not None and found.sample[-1] >= size:
+                    problems.add(_outside(name, int(found.sample[-1]), size))
+        if progress is not None:
+            progress(done, len(RECORDS), f"record {name}")
+    for protocol in ("paper", "aami"):
+        for part, names in _plan(protocol, False).records.items():
+            labels = [marks[name].label for name in names if name in marks]
+            for k, title in enumerate(CLASSES):
+                if labels and not any((label == k).any() for label in labels):
+                    problems.add(f"mitdb, {protocol}: the {part} records have no annotation of class {title}: check that the "
+                                 ".atr files are the reference annotations")
+    return problems
+
+
+def _outside(name: str, sample: int, size: int) -> str:
+    return (f"mitdb record {name}: an annotation at sample {sample} lies beyond the {size} samples of the signal: .atr and .dat "
+            "are not of one record, copy both anew")
+
+
+def _inner(given: Path) -> Path:
+    """The folder itself, or its subfolder ``mitdb``."""
     if not given.is_dir():
         raise DataError(f"mitdb: there is no folder {given}: pass data_dir (--data-dir) or set HTPW_DATA to the folder "
                         "that holds 100.hea, 100.dat, 100.atr, ...")
     inner = given / "mitdb"
-    folder = inner if inner.is_dir() and not (given / f"{names[0]}.hea").exists() else given
-    missing = [f"{name}.{ending}" for name in sorted(names) for ending in ("hea", "dat", "atr")
-               if not (folder / f"{name}.{ending}").is_file()]
+    return inner if inner.is_dir() and not (given / "100.hea").exists() else given
+
+
+def _folder(given: Path, names: list[str]) -> Path:
+    """The folder with the records; every missing file is named at once."""
+    folder = _inner(given)
+    missing = lacking(folder, sorted(names), ENDINGS)
     if missing:
         raise DataError(f"mitdb: {folder} lacks {len(missing)} of {3 * len(names)} files ({' '.join(missing)}): copy "
-                        "them there from PhysioNet, mitdb 1.0.0 (wfdb.dl_database('mitdb', folder))")
+                        "them there from PhysioNet, mitdb 1.0.0 (`pyhtpw data fetch mitdb` does)")
     return folder
 
 
@@ -179,7 +222,7 @@ def _hashes(folder: Path, names: list[str], options: dict[str, Any]) -> tuple[st
     """SHA-256 of the source files, and of them with the options (the cache key)."""
     source = hashlib.sha256()
     for name in names:
-        for ending in ("hea", "dat", "atr"):
+        for ending in ENDINGS:
             try:
                 content = (folder / f"{name}.{ending}").read_bytes()
             except OSError as error:
@@ -217,16 +260,14 @@ def _build(entry: Path, folder: Path, plan: _Plan, window: int, lead: int | str,
                 signal = _signal(folder, name, lead)
                 outside = mark.sample[mark.sample >= signal.size]
                 if outside.size:
-                    raise DataError(f"mitdb record {name}: an annotation at sample {outside[0]} lies beyond the "
-                                    f"{signal.size} samples of the signal: .atr and .dat are not of one record, copy "
-                                    "both anew")
+                    raise DataError(_outside(name, int(outside[0]), signal.size))
                 for start in range(0, mark.sample.size, _CHUNK):
                     yield part, cut_windows(signal, mark.sample[start:start + _CHUNK], window)
                 done += 1
                 if progress is not None:
                     progress(done, total, f"record {name}")
 
-    cache.store(entry, window, labels, chunks())
+    cache.store(entry, (window, 1), labels, chunks())
 
 
 @dataclass(frozen=True)
@@ -238,30 +279,9 @@ class _Marks:
     scored: np.ndarray
 
 
-def _wfdb() -> Any:
-    try:
-        import wfdb
-    except ImportError as error:
-        raise DataError("mitdb: the package wfdb, which reads the records, is not installed: pip install "
-                        "'pyhtpw[data]'") from error
-    return wfdb
-
-
 def _annotations(folder: Path, name: str, beats_only: bool, keep_unscored: bool) -> _Marks:
     """Read ``name.atr``. With `beats_only`, drop what is no beat, and F and Q unless `keep_unscored`."""
-    wfdb = _wfdb()
-    try:
-        annotation = wfdb.rdann(str(folder / name), "atr")
-        sample = np.asarray(annotation.sample, np.int64)
-        symbol = np.asarray(annotation.symbol, dtype="U1")
-    except Exception as error:  # wfdb lets whatever its parser trips over escape
-        raise DataError(f"mitdb record {name}: {name}.atr cannot be read ({_one_line(error)}): copy it anew") from error
-    if sample.size == 0:
-        raise DataError(f"mitdb record {name}: {name}.atr has no annotations: copy it anew")
-    if sample.min() < 0:
-        raise DataError(f"mitdb record {name}: {name}.atr has an annotation at sample {sample.min()}: copy it anew")
-    order = np.argsort(sample, kind="stable")
-    sample, symbol = sample[order], symbol[order]
+    sample, symbol = read_annotations(folder, name, "atr", "mitdb")
     if not beats_only:
         return _Marks(sample, np.isin(symbol, PAPER_VENTRICULAR).astype(np.int64), np.ones(sample.size, bool))
     aami = np.array([AAMI_CLASS.get(s, "") for s in symbol.tolist()], dtype="U1")
@@ -272,74 +292,4 @@ def _annotations(folder: Path, name: str, beats_only: bool, keep_unscored: bool)
 
 def _signal(folder: Path, name: str, lead: int | str) -> np.ndarray:
     """Read one lead of a record: (samples,) float64, in mV."""
-    wfdb = _wfdb()
-    try:
-        header = wfdb.rdheader(str(folder / name))
-    except Exception as error:  # as above
-        raise DataError(f"mitdb record {name}: {name}.hea cannot be read ({_one_line(error)}): copy it anew") from error
-    if not isinstance(header, wfdb.Record):
-        raise DataError(f"mitdb record {name}: {name}.hea describes a record of several segments, which the published "
-                        "record is not: copy it anew")
-    if header.fs != FS:
-        raise DataError(f"mitdb record {name}: sampled at {header.fs} Hz, not {FS:.0f}: this is not the published "
-                        "record, copy it anew (do not resample)")
-    channel = _channel(name, header.sig_name or [], lead)
-    _check_length(folder, name, header)
-    try:
-        record = wfdb.rdrecord(str(folder / name), physical=False, channels=[channel])
-        digital = np.asarray(record.d_signal)[:, 0]
-        gain, zero, stated, fmt = record.adc_gain[0], record.baseline[0], record.checksum[0], record.fmt[0]
-    except Exception as error:  # as above
-        raise DataError(f"mitdb record {name}: {name}.dat cannot be read ({_one_line(error)}): copy it anew; FLAC "
-                        "(format 516) also needs the package soundfile") from error
-    if digital.size != header.sig_len:
-        raise _length_error(name, header.sig_len, digital.size)
-    if stated is not None and (int(digital.sum()) - stated) % 65536:
-        raise DataError(f"mitdb record {name}: signal {channel} of {name}.dat contradicts the checksum in {name}.hea: "
-                        "copy both anew")
-    # The most negative code of a format means "no sample here".
-    gap = np.flatnonzero(digital == (-2048 if fmt == "212" else -32768))
-    if gap.size:
-        raise DataError(f"mitdb record {name}: signal {channel} has no value at sample {gap[0]}: this is not the "
-                        "published record, which has no gaps, copy it anew")
-    if not gain:
-        raise DataError(f"mitdb record {name}: {name}.hea states a gain of 0 per mV: copy it anew")
-    return (digital - zero) / gain
-
-
-def _channel(name: str, names: list[str], lead: int | str) -> int:
-    if isinstance(lead, str) and lead in names:
-        return names.index(lead)
-    if isinstance(lead, int) and lead < len(names):
-        return lead
-    raise DataError(f"mitdb record {name}: has no lead {lead!r}, it has {', '.join(names) or 'none'}: choose one of "
-                    f"these, or an index below {len(names)}")
-
-
-def _check_length(folder: Path, name: str, header: Any) -> None:
-    """Compare ``name.dat`` with the length its header states, where wfdb would read the part that fits in silence."""
-    if header.fmt and set(header.fmt) == {"212"}:
-        # Two samples in three bytes, the signals interleaved; an odd one out still takes two bytes.
-        samples = header.n_sig * header.sig_len
-        size, want = (folder / f"{name}.dat").stat().st_size, samples // 2 * 3 + samples % 2 * 2
-        # Some writers pad an odd sample to a full group of three bytes.
-        if size not in (want, want + samples % 2):
-            raise _length_error(name, header.sig_len, size * 2 // 3 // header.n_sig)
-    elif header.fmt and set(header.fmt) == {"516"}:
-        try:
-            import soundfile
-            frames = soundfile.info(str(folder / f"{name}.dat")).frames
-        except Exception as error:  # not installed, no sound library, or no FLAC: one remedy each, in one message
-            raise DataError(f"mitdb record {name}: {name}.dat cannot be read as FLAC ({_one_line(error)}): install the "
-                            "package soundfile, or copy the file anew") from error
-        if frames != header.sig_len:
-            raise _length_error(name, header.sig_len, frames)
-
-
-def _length_error(name: str, stated: int, found: int) -> DataError:
-    return DataError(f"mitdb record {name}: {name}.hea states {stated} samples per signal, {name}.dat holds {found}: "
-                     "copy both anew")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return read_signal(folder, name, lead, FS, "mitdb")
