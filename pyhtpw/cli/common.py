@@ -41,12 +41,13 @@ def emit(value: Any) -> None:
 
 def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool):
     from pyhtpw.data import load
+    from pyhtpw.data.seal import seal
 
     options = {"aami_strict": True} if strict else {}
     dataset = load(data, data_dir=data_dir, protocol=protocol, seed=seed, cache_dir=cache_dir, **options)
     for warning in dataset.description.get("warnings", []):
         say(f"warning: {warning}", False)
-    return dataset
+    return seal(dataset)
 
 
 def recipe_of(data: str, dataset):

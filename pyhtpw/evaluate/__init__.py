@@ -6,8 +6,11 @@ threshold is chosen on validation, then applied to test, and nothing that test s
 
 from __future__ import annotations
 
-from .metrics import (accuracy, balanced_accuracy, brier, confusion, macro_f1, per_class, roc_auc, roc_curve)
-from .protocol import THRESHOLDS, evaluate_binary, median_filter, probabilities, tune_threshold
+from .metrics import (accuracy, balanced_accuracy, brier, brier_classes, calibration_error, confusion, macro_auc, macro_f1,
+                      per_class, roc_auc, roc_curve)
+from .protocol import (THRESHOLDS, decide, evaluate_binary, median_filter, probabilities, score, smoothed, tune,
+                       tune_threshold)
 
-__all__ = ["THRESHOLDS", "accuracy", "balanced_accuracy", "brier", "confusion", "evaluate_binary",
-           "macro_f1", "median_filter", "per_class", "probabilities", "roc_auc", "roc_curve", "tune_threshold"]
+__all__ = ["THRESHOLDS", "accuracy", "balanced_accuracy", "brier", "brier_classes", "calibration_error", "confusion", "decide",
+           "evaluate_binary", "macro_auc", "macro_f1", "median_filter", "per_class", "probabilities", "roc_auc", "roc_curve",
+           "score", "smoothed", "tune", "tune_threshold"]
