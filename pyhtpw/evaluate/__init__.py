@@ -1,7 +1,9 @@
 """Scoring: the same metrics, the same threshold rule and the same filter for every model.
 
 `pyhtpw.evaluate.metrics` has the figures, `pyhtpw.evaluate.protocol` the order in which they may be taken: the
-threshold is chosen on validation, then applied to test, and nothing that test says is used again.
+threshold is chosen on validation, then applied to test, and nothing that test says is used again. Beside them
+`pyhtpw.evaluate.choices` freezes what a run has chosen before test labels open, `pyhtpw.evaluate.bootstrap` has confidence
+intervals, and `pyhtpw.evaluate.calibration` ablations of the operating point.
 """
 
 from __future__ import annotations
