@@ -131,7 +131,7 @@ def _to_validation(plan: Plan, model: Model, seed: int, data: Dataset, folders: 
         params, _ = load_checkpoint(folder / pipeline.RUN / (BEST if kind == "raw" else BEST_EMA))
         blocks[kind] = _pack(plan, model, seed, data, folder, graph, params, kind, recipe.median)
     image = Image.open(folder / _name("raw", "htpw"))
-    m4, not_run = _instructions(image, compiler)
+    m4, not_run = instructions(image, compiler)
     raw = blocks.pop("raw")
     return {
         "plan": plan.name, "model": model.name, "seed": seed, "command": command,
@@ -244,7 +244,7 @@ def _calibration(p: np.ndarray, data: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _instructions(image: Image, compiler: str) -> tuple[dict[str, Any] | None, list[str]]:
+def instructions(image: Image, compiler: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Counts of the emulated Cortex-M4 for one window, or why there are none."""
     from pyhtpw.target.emulator import EmulationError, Emulator
 
