@@ -8,9 +8,10 @@ import sys
 
 from rich.console import Console
 
-from pyhtpw.cli import training, packing, codes, running, reporting, results, sweep  # noqa: F401, I001  (the order of --help)
+from pyhtpw.cli import training, packing, codes, running, reporting  # noqa: F401, I001  (the order of --help)
 from pyhtpw.cli.common import Stopped, app
 from pyhtpw.errors import HtpwError
+from pyhtpw.cli import results, sweep  # noqa: F401, I001  (behind the others in --help)
 
 __all__ = ["app", "main"]
 
