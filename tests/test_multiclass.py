@@ -85,6 +85,8 @@ def test_no_stage_before_freezing_can_read_test_labels(tmp_path):
     for name in ("y", "score_mask"):
         with pytest.raises(SealedError, match="sealed: freeze"):
             getattr(data.test, name)
+        with pytest.raises(SealedError, match="sealed: freeze"):  # other windows of the same people, such as features
+            getattr(replace(data, test=replace(data.test, x=2 * data.test.x)).test, name)
     graph, config, result = pipeline.train_stage(RECIPE, data, tmp_path / "run", seed=0, steps=4)
     quantised = pipeline.quantise_stage(graph, result.params, data, seed=0, median=3)
     path, log = tmp_path / "choices.json", tmp_path / "log.jsonl"

@@ -10,8 +10,8 @@ counts per class are in the data set's description.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -19,14 +19,15 @@ from ..errors import SealedError
 from .dataset import Dataset, Split
 
 
+@dataclass(frozen=True)
 class SealedSplit:
-    """A `Split` without its labels: ``x``, ``group`` and ``position`` as there."""
+    """A `Split` without its labels: ``x``, ``group`` and ``position`` as there. A copy with other windows (`dataclasses.replace`)
+    is as sealed as the original."""
 
-    __slots__ = ("x", "group", "position", "_labels")
-
-    def __init__(self, split: Split) -> None:
-        self.x, self.group, self.position = split.x, split.group, split.position
-        self._labels: Callable[[], Split] = lambda: split
+    x: np.ndarray
+    group: np.ndarray
+    position: np.ndarray
+    _labels: Callable[[], Split] = field(repr=False)
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -38,11 +39,22 @@ class SealedSplit:
 
     score_mask = y
 
+    def opened(self) -> Split:
+        """The split with its labels; for `pyhtpw.evaluate.choices.unseal` alone."""
+        return replace(self._labels(), x=self.x)
+
+
+class SealedDataset(Dataset):
+    """A `Dataset` whose test is sealed; what the constructor of a data set says of labels was checked before."""
+
+    def __post_init__(self) -> None:
+        self._check_disjoint()
+
 
 def seal(data: Dataset) -> Dataset:
     """The data set with its test labels sealed; as it is if they are already."""
     if isinstance(data.test, SealedSplit):
         return data
-    sealed = copy.copy(data)  # without the constructor: it would look at the labels, which the original has checked
-    object.__setattr__(sealed, "test", SealedSplit(data.test))
-    return sealed
+    test = data.test
+    sealed = SealedSplit(test.x, test.group, test.position, lambda: test)
+    return SealedDataset(**{f.name: getattr(data, f.name) for f in fields(data)} | {"test": sealed})

@@ -171,7 +171,7 @@ def unseal(data: Dataset, path: Path, image: bytes, *, threshold: float | None) 
     if (threshold is None) != (choices.threshold is None) or (
             threshold is not None and abs(threshold - choices.threshold) > 1e-6):
         raise SealedError(f"{path}: the threshold {choices.threshold} was frozen, the image has {threshold}")
-    return data.test._labels(), choices
+    return data.test.opened(), choices
 
 
 def append(log: Path, run: str, choices: Choices, figures: Mapping[str, Any]) -> int:

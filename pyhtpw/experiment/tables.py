@@ -93,19 +93,33 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
     meaningful = not any(NOT_MEANINGFUL in note for note in notes)
     first = next(iter(results.runs.values()))[0]
     rows = [_row(results, model, veb, meaningful) for model in plan.models if model.name in results.runs]
-    teachers = {m.teacher for m in plan.models if m.teacher}
-    teacher = next((row for row in rows if row["model"] in teachers and row.get("test")), None)
-    for row in rows:
+    for row, model in zip(rows, (plan.model(row["model"]) for row in rows), strict=True):
+        teacher = _teacher_figure(results, model)
         if teacher is not None and row.get("test"):
-            row["retention"] = row["test"]["macro_f1"] / teacher["test"]["macro_f1"]
+            row["retention"] = row["test"]["macro_f1"] / teacher
     return {
         "plan": plan.name, "title": plan.title, "note": plan.note, "data": first["data"], "part": first.get("part"),
         "synthetic": first["synthetic"], "classes": first["classes"], "seeds": list(plan.seeds), "median_filter": plan.median,
-        "test_evaluations": looks(folders, plan.name), "notes": notes, "priors": _get(first, "test", "priors"),
+        "test_evaluations": looks(folders, plan.name), "notes": notes, "counts": first.get("counts"),
         "models": rows, "not_run": [m.name for m in plan.models if m.name not in results.runs],
         "comparisons": _comparisons(results, veb, meaningful),
         "sources": _sources(results),
     }  # fmt: skip
+
+
+def _teacher_figure(results: Results, model: Model) -> float | None:
+    """Test macro-F1 of the run that taught a model, of this plan or another; of the plan's only teacher for one without; else None."""
+    plan = results.plan
+    names = {m.teacher for m in plan.models if m.teacher}
+    name = model.teacher or (names.pop() if len(names) == 1 else "")
+    if not name:
+        return None
+    seed = model.teacher_seed if model.teacher else next(m.teacher_seed for m in plan.models if m.teacher == name)
+    other, colon, own = name.partition(":")
+    path = results.folders.result(other, own, seed) if colon else results.folders.result(plan.name, name, seed)
+    if not path.is_file():
+        return None
+    return _get(json.loads(path.read_text()), "test", "macro_f1")
 
 
 def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[str, Any]:
@@ -214,6 +228,11 @@ def markdown(found: dict[str, Any]) -> str:
            f"{', '.join(map(str, found['seeds']))}; median filter {found['median_filter']}. {found['note']}".rstrip(), ""]
     if found["synthetic"]:
         out += ["**Synthetic data: no figure here says anything about people.**", ""]
+    for part, counts in (found["counts"] or {}).items():
+        total = sum(n for name, n in counts.items() if name != "unscored")
+        shares = ", ".join(f"{name} {100 * n / max(1, total):.1f} %" for name, n in counts.items() if name != "unscored")
+        out += [f"- {part}: {total:,} scored windows ({shares})"]
+    out += [""]
     out += [f"Evaluations of test for this plan, all told: {found['test_evaluations']}.", ""]
     out += [f"- {note}" for note in found["notes"]] + ([""] if found["notes"] else [])
     heads = ["model", "image, bytes", "DEFLATE", "SRAM, bytes", "M4 instructions", "generating each time",
