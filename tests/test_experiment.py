@@ -55,6 +55,15 @@ net = "separable"
 options = {stem = 4, widths = [16, 16], strides = [2, 2], stem_kernel = 5, kernel = 3}
 budget = 500
 
+[[model]]
+name = "pruned"
+net = "separable"
+options = {stem = 4, widths = [16, 16], strides = [2, 2], stem_kernel = 5, kernel = 3}
+start = "large"
+prune = 0.75
+ema = true
+seeds = [0]
+
 [[compare]]
 name = "small against stored"
 first = "small"
@@ -93,7 +102,7 @@ def ran(tmp_path_factory) -> Path:
 
 
 def test_every_run_is_whole(ran):
-    for name, seeds in (("teacher", [0]), ("small", [0, 1, 2]), ("plain", [0, 1, 2]), ("large", [0, 1, 2])):
+    for name, seeds in (("teacher", [0]), ("small", [0, 1, 2]), ("plain", [0, 1, 2]), ("large", [0, 1, 2]), ("pruned", [0])):
         for seed in seeds:
             run = json.loads(folders(ran).result("tiny", name, seed).read_text())
             image = ran / "work" / "tiny" / f"{name}-s{seed}" / "model.htpw"
@@ -112,10 +121,26 @@ def test_every_run_is_whole(ran):
     assert large["over_budget"] and not small["over_budget"]
 
 
+def test_pruned_weights_stay_zero_to_the_image(ran):
+    """In the checkpoint, in its average and in the integer kernels; DEFLATE is what sees them."""
+    from pyhtpw.quant.store import load_model
+    from pyhtpw.train.checkpoint import load_checkpoint
+
+    work = ran / "work" / "tiny" / "pruned-s0"
+    for name in ("best.safetensors", "best_ema.safetensors"):
+        params, _ = load_checkpoint(work / "run" / name)
+        assert {round(float((params[f"{k}.weight"] == 0).mean()), 2) for k in ("pw1", "pw2", "stem")} == {0.75}
+        assert (params["dw1.weight"] != 0).all()
+    kernels = {op.name: op.weights.values for op in load_model(work / "model.npz").ops if op.weights is not None}
+    assert (kernels["pw2"] == 0).mean() >= 0.75
+    runs = [json.loads(folders(ran).result("tiny", name, 0).read_text()) for name in ("large", "pruned")]
+    assert runs[1]["deflate_bytes"] < runs[0]["deflate_bytes"]
+
+
 def test_each_run_looks_at_test_once(ran):
     lines = [json.loads(line) for line in folders(ran).log.read_text().splitlines()]
     runs = [line["run"] for line in lines]
-    assert len(runs) == len(set(runs)) == 10 + 3  # ten runs, and three averaged weights
+    assert len(runs) == len(set(runs)) == 11 + 4  # runs, and averaged weights
     assert "tiny/small-s0 (ema)" in runs and lines[0]["figures"]["macro_f1"] <= 1 and lines[0]["config_sha256"]
     before = folders(ran).log.read_text()
     schedule.run_all(ran / "tiny.toml", schedule.Source(), folders(ran))
@@ -153,7 +178,7 @@ def test_tables_come_from_the_files(ran, tmp_path):
     files = tables.write(plan, where)
     assert {path.name for path in files} == {"tiny.json", "tiny.md", "tiny-macro_f1.svg", "tiny-macro_f1.png"}
     found = json.loads(files[0].read_text())
-    assert found["test_evaluations"] == 13 and not found["not_run"]
+    assert found["test_evaluations"] == 15 and not found["not_run"]
     rows = {row["model"]: row for row in found["models"]}
     seeds = [json.loads(where.result("tiny", "plain", s).read_text()) for s in (0, 1, 2)]
     assert rows["plain"]["test"]["macro_f1"] == pytest.approx(np.mean([run["test"]["macro_f1"] for run in seeds]))
@@ -170,7 +195,7 @@ def test_tables_come_from_the_files(ran, tmp_path):
         assert first["holm"]["p_holm"] >= first["holm"]["p"] and {first["holm"]["level"], second["holm"]["level"]} == {0.975, 0.95}
     text = files[1].read_text()
     assert "Synthetic data" in text and "OVER BUDGET" in text and "small against stored (primary)" in text
-    assert "Evaluations of test for this plan, all told: 13." in text
+    assert "Evaluations of test for this plan, all told: 15." in text
     again = tables.write(plan, where)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files]
 
@@ -188,12 +213,13 @@ def test_decisions_of_another_run_are_noticed(ran, tmp_path):
 def test_a_dry_run_counts_what_is_left(ran, tmp_path):
     plan = load_plan(ran / "tiny.toml")
     rows = schedule.table(plan, folders(ran), None, None)
-    assert len(rows) == 10 and {row["state"] for row in rows} == {"tested"}
+    assert len(rows) == 11 and {row["state"] for row in rows} == {"tested"}
     fresh = schedule.table(plan, folders(tmp_path), ["small-s1"], None)
     assert [(row["model"], row["seed"], row["state"]) for row in fresh] == [("teacher", 0, "to do"), ("small", 1, "to do")]
 
 
 @pytest.mark.parametrize("old, new, words", [
+    ('start = "large"\n', "", "prune takes a trained network"),
     ("steps = 12", "stepz = 12", "unknown entry 'stepz'"),
     ('teacher = "teacher"', 'teacher = "nobody"', "which never comes"),
     ('second = ["plain", "large"]', 'second = ["plain", "huge"]', "no model 'huge'"),

@@ -50,7 +50,8 @@ MIN_SEEDS = 3  # of a comparison
 
 @dataclass(frozen=True)
 class Model:
-    """One configuration; see the module. `pack` are heads fitted after training, as `pyhtpw pack --head` does."""
+    """One configuration; see the module. `pack` are heads fitted after training, as `pyhtpw pack --head` does; `prune` is the share of
+    the weights of `start` that become 0 before it is trained on (`pyhtpw.train.sparse`)."""
 
     name: str
     net: str
@@ -65,6 +66,7 @@ class Model:
     teacher_seed: int = 0
     start: str = ""
     freeze: bool = False
+    prune: float = 0.0
     ema: bool = False
     calibrate: bool = False
     note: str = ""
@@ -117,6 +119,10 @@ class Plan:
         train = {**base.train, **self.train, **model.train}
         if model.steps or self.steps:
             train["steps"] = model.steps or self.steps
+        if model.prune:
+            if not model.start:
+                raise ConfigError(f"{self.name}: model {model.name}: prune takes a trained network: name it with start")
+            train["sparse"] = True
         if "steps" not in train:
             raise ConfigError(f"{self.name}: model {model.name}: nothing says how many steps: set steps")
         train["warmup"] = min(train.get("warmup", 100), train["steps"])
@@ -133,7 +139,7 @@ class Plan:
             "plan": self.name, "model": model.name, "seed": seed, "data": self.data, "protocol": self.protocol,
             "data_options": self.data_options, "data_seed": self.data_seed, "net": made.net, "net_options": made.net_options,
             "train": made.train, "median": made.median, "pack": model.pack, "teacher": model.teacher,
-            "teacher_seed": model.teacher_seed, "start": model.start, "freeze": model.freeze, "ema": model.ema,
+            "teacher_seed": model.teacher_seed, "start": model.start, "freeze": model.freeze, "prune": model.prune, "ema": model.ema,
             "calibrate": model.calibrate,
         }  # fmt: skip
 
@@ -182,7 +188,7 @@ def _made(kind: type, table: object, where: str) -> Any:
         want = str(known[name].type)
         if want.startswith("tuple"):
             value = (value,) if isinstance(value, (str, int)) else tuple(value)
-        good = {"str": str, "int": int, "bool": bool, "dict": Mapping}.get(want.split("[")[0].split(" ")[0])
+        good = {"str": str, "int": int, "bool": bool, "dict": Mapping, "float": (int, float)}.get(want.split("[")[0].split(" ")[0])
         if good is not None and (not isinstance(value, good) or (good is int and isinstance(value, bool))):
             raise ConfigError(f"{where}: {name} is {value!r}: give a value of type {want}")
         values[name] = value

@@ -37,6 +37,7 @@ from pyhtpw.nets import Graph
 from pyhtpw.packing import pack_network
 from pyhtpw.quant.store import load_model, save_model
 from pyhtpw.train.checkpoint import environment, load_checkpoint
+from pyhtpw.train.sparse import prune
 from pyhtpw.train.teacher import load_teacher, signals
 from pyhtpw.train.trainer import BEST, BEST_EMA, LAST
 from pyhtpw.verify import sample_windows
@@ -171,7 +172,7 @@ def _train(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders,
 
         graph, params, _ = initial(pipeline.network(recipe, data), folders.reference(plan.name, model.start, seed), data, seed,
                                    frozen=model.freeze)
-        start = (graph, params)
+        start = (graph, prune(graph, params, model.prune) if model.prune else params)
     resume = (run_dir / LAST).is_file()
     say(f"{model.name}, seed {seed}: {'resuming' if resume else 'training'}, {recipe.train['steps']} steps")
     began = time.monotonic()
@@ -182,7 +183,7 @@ def _train(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders,
     facts = {
         "config": asdict(config), "steps": result.steps, "best_step": result.best_step, "val_macro_f1_float": result.val_macro_f1,
         "ema_best_step": result.ema_best_step, "ema_val_macro_f1_float": result.ema_val_macro_f1,
-        "seconds": round(json.loads((folder / "seconds.json").read_text()), 1),
+        "seconds": round(json.loads((folder / "seconds.json").read_text()), 3),
     }  # fmt: skip
     _write(mark, {**facts, "config_sha256": sha})
     return graph, facts
