@@ -8,6 +8,7 @@ again; test is scored only when no result of it is on disk.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
@@ -246,13 +247,25 @@ def _calibration(p: np.ndarray, data: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_EMULATORS: dict[str, Any] = {}  # compiler -> one emulated Cortex-M4 for all runs of this process: starting it takes longer than a model
+
+
+def _emulator(compiler: str) -> Any:
+    from pyhtpw.target.emulator import Emulator
+
+    found = _EMULATORS.get(compiler)
+    if found is None or found.ended is not None:
+        found = _EMULATORS[compiler] = Emulator("cortex-m4", compiler=compiler)
+        atexit.register(found.close)
+    return found
+
+
 def instructions(image: Image, compiler: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Counts of the emulated Cortex-M4 for one window, or why there are none."""
-    from pyhtpw.target.emulator import EmulationError, Emulator
+    from pyhtpw.target.emulator import EmulationError
 
     try:
-        with Emulator("cortex-m4", compiler=compiler) as emulator:
-            model = emulator.open(image.data, image.name)
+        with _emulator(compiler).open(image.data, image.name) as model:
             inference = model.count_inference(sample_windows(image, 1, 0)[0])
             synthesis = model.synthesis_instructions
             return {"open": model.open_instructions, "synthesis": synthesis, "inference": inference,
