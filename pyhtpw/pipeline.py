@@ -177,10 +177,20 @@ def test_stage(image: Image, data: Dataset, choices_path: Path, *, run: str, log
     data = seal(data)
     p = class_probabilities(image, data.test.x)  # before the labels are read: it needs none
     threshold = image.parsed.info.threshold if p.shape[1] == 2 else None
-    split, choices = unseal(data, choices_path, image.data, threshold=threshold)
+    return score_test(p, image.data, threshold, data, choices_path, run=run, log=log)
+
+
+def score_test(
+    p: np.ndarray, artefact: bytes, threshold: float | None, data: Dataset, choices_path: Path, *, run: str, log: Path
+) -> Tested:
+    """Scores probabilities (N, classes), unfiltered, of the test windows at the choices frozen in `choices_path`, and logs it.
+
+    `artefact` is what made them: the image, or the checkpoint of a model of another framework (`pyhtpw.experiment.external`); it and
+    `threshold` must be the frozen ones.
+    """
+    split, choices = unseal(data, choices_path, artefact, threshold=threshold)
     p = smoothed(p, split, choices.median)
-    protocol = choices.data["protocol"]
-    figures = score(p, split, choices.threshold, protocol=protocol, roc=True)
+    figures = score(p, split, choices.threshold, protocol=choices.data["protocol"], roc=True)
     evaluations = append(log, run, choices, figures)
     return Tested(figures, test_notes(data, split), evaluations, p, split)
 

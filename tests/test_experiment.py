@@ -64,6 +64,17 @@ prune = 0.75
 ema = true
 seeds = [0]
 
+[[model]]
+name = "elsewhere"
+net = "external"
+options = {slope = 2.0}
+
+[[compare]]
+name = "against another framework"
+first = "small"
+second = "elsewhere"
+figure = "accuracy"
+
 [[compare]]
 name = "small against stored"
 first = "small"
@@ -178,7 +189,7 @@ def test_tables_come_from_the_files(ran, tmp_path):
     files = tables.write(plan, where)
     assert {path.name for path in files} == {"tiny.json", "tiny.md", "tiny-macro_f1.svg", "tiny-macro_f1.png"}
     found = json.loads(files[0].read_text())
-    assert found["test_evaluations"] == 15 and not found["not_run"]
+    assert found["test_evaluations"] == 15 and found["not_run"] == ["elsewhere"]
     rows = {row["model"]: row for row in found["models"]}
     seeds = [json.loads(where.result("tiny", "plain", s).read_text()) for s in (0, 1, 2)]
     assert rows["plain"]["test"]["macro_f1"] == pytest.approx(np.mean([run["test"]["macro_f1"] for run in seeds]))
@@ -187,7 +198,8 @@ def test_tables_come_from_the_files(ran, tmp_path):
         assert rows["plain"]["interval"] == intervals(scored).to_dict()
         assert rows["plain"]["interval"]["figures"]["macro_f1"]["estimate"] == pytest.approx(rows["plain"]["test"]["macro_f1"])
         assert rows["plain"]["interval"]["figures"]["auc"]["estimate"] == pytest.approx(rows["plain"]["test"]["auc"], abs=1e-6)
-    first, second = found["comparisons"]
+    assert found["comparisons"][0]["not_run"] and "elsewhere" in found["not_run"], "named, with its reason"
+    first, second = found["comparisons"][1:]
     assert first["second"] == "plain", "large is over its budget"
     assert first["difference"]["estimate"] == pytest.approx(rows["small"]["test"]["macro_f1"] - rows["plain"]["test"]["macro_f1"])
     assert second["difference"]["estimate"] == pytest.approx(rows["plain"]["test"]["auc"] - rows["small"]["test"]["auc"], abs=1e-6)
@@ -234,6 +246,34 @@ def test_a_declaration_that_makes_no_sense(tmp_path, old, new, words):
     assert old in PLAN
     with pytest.raises(ConfigError, match=words):
         load_plan(written(tmp_path, PLAN.replace(old, new, 1)))
+
+
+def test_a_model_made_elsewhere_follows_the_same_protocol(ran, tmp_path):
+    """A logistic rule on two numbers of a window stands for another framework."""
+    from pyhtpw.experiment.external import score_external
+    from pyhtpw.experiment.runner import load_dataset
+
+    shutil.copytree(ran, tmp_path / "copy")
+    plan, where = load_plan(ran / "tiny.toml"), folders(tmp_path / "copy")
+    with pytest.raises(ConfigError, match="made elsewhere"):
+        schedule.chosen(plan, ["elsewhere"])
+    data = load_dataset(plan, None, None)
+
+    def chances(x, seed):
+        rate = 1 / (1 + np.exp(-plan.model("elsewhere").options["slope"] * (x.std(axis=(1, 2)) - 1 + 0.1 * seed)))
+        return np.stack([1 - rate, rate], axis=1)
+
+    for seed in plan.seeds:
+        p_val, p_test = (chances(part.x, seed) for part in (data.val, data.test))
+        made = {"checkpoint": b"weights %d" % seed, "p_val": p_val, "p_test": p_test, "parameters": 2, "training": {"steps": 0}}
+        result = score_external(plan, "elsewhere", seed, data, where, **made)
+        assert result["threshold"] == result["test"]["threshold"]
+        assert score_external(plan, "elsewhere", seed, data, where, **made) == json.loads(json.dumps(result)), "test is scored once"
+    assert sum("elsewhere" in line for line in where.log.read_text().splitlines()) == 3
+    with pytest.raises(ConfigError, match="made by pyhtpw"):
+        score_external(plan, "plain", 0, data, where, **made)
+    row = tables.build(plan, where)["comparisons"][0]
+    assert row["second"] == "elsewhere" and row["seeds"] == 3 and row["difference"]["low"] <= row["difference"]["estimate"]
 
 
 def test_front():

@@ -45,6 +45,7 @@ from pyhtpw.evaluate.choices import fingerprint
 from pyhtpw.nets.toml import load_toml
 from pyhtpw.recipes import RECIPES, Recipe
 
+EXTERNAL = "external"  # as net: the model is made elsewhere, see `pyhtpw.experiment.external`
 MIN_SEEDS = 3  # of a comparison
 
 
@@ -115,6 +116,8 @@ class Plan:
 
     def recipe(self, model: Model) -> Recipe:
         """How a model is made: the data set's recipe, under the plan's and the model's own."""
+        if model.net == EXTERNAL:  # its options are what its maker reads
+            return Recipe(net=EXTERNAL, net_options=dict(model.options), train=dict(model.train), median=self.median)
         base = RECIPES.get((self.data, self.protocol.partition(":")[0]), Recipe())
         train = {**base.train, **self.train, **model.train}
         if model.steps or self.steps:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyhtpw.data import Dataset
 from pyhtpw.errors import ConfigError
-from pyhtpw.experiment.plan import Model, Plan, load_plan
+from pyhtpw.experiment.plan import EXTERNAL, Model, Plan, load_plan
 from pyhtpw.experiment.runner import Folders, done, load_dataset, run_one
 
 
@@ -25,13 +25,13 @@ class Source:
 
 
 def chosen(plan: Plan, only: list[str] | None) -> list[tuple[Model, int]]:
-    """Runs of the models named in `only` ("MODEL" or "MODEL-sSEED"), or all, with those they need, in order.
+    """Runs of the models named in `only` ("MODEL" or "MODEL-sSEED"), or all, with those they need, in order; never of external ones.
 
     Raises ConfigError for a name that the plan does not have.
     """
     runs = plan.ordered()
     if not only:
-        return runs
+        return [run for run in runs if run[0].net != EXTERNAL]
     names = {f"{m.name}-s{s}": (m, s) for m, s in runs}
     wanted: set[tuple[str, int]] = set()
     for text in only:
@@ -42,7 +42,11 @@ def chosen(plan: Plan, only: list[str] | None) -> list[tuple[Model, int]]:
     for model, seed in reversed(runs):
         if (model.name, seed) in wanted:
             wanted.update(plan.needs(model, seed))
-    return [(m, s) for m, s in runs if (m.name, s) in wanted]
+    made = [(m, s) for m, s in runs if (m.name, s) in wanted]
+    elsewhere = [m.name for m, _ in made if m.net == EXTERNAL]
+    if elsewhere:
+        raise ConfigError(f"{plan.name}: model {elsewhere[0]} is made elsewhere, and its maker writes the result: leave it out here")
+    return made
 
 
 def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | None) -> list[dict[str, Any]]:

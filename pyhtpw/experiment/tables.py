@@ -102,6 +102,7 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
         "synthetic": first["synthetic"], "classes": first["classes"], "seeds": list(plan.seeds), "median_filter": plan.median,
         "test_evaluations": looks(folders, plan.name), "notes": notes, "counts": first.get("counts"),
         "models": rows, "not_run": [m.name for m in plan.models if m.name not in results.runs],
+        "incomplete": [m.name for m in plan.models if m.name in results.runs and not results.complete(m.name)],
         "comparisons": _comparisons(results, veb, meaningful),
         "sources": _sources(results),
     }  # fmt: skip
@@ -203,7 +204,7 @@ def _sources(results: Results) -> dict[str, str]:
 
 
 def _n(value: float | None) -> str:
-    return "not run" if value is None else f"{value:,.0f}"
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _f(value: float | None, digits: int = 3) -> str:
@@ -256,6 +257,8 @@ def markdown(found: dict[str, Any]) -> str:
         out.append("")
     if found["not_run"]:
         out += ["Not run: " + ", ".join(found["not_run"]) + ".", ""]
+    if found["incomplete"]:
+        out += ["Not scored on test with all seeds: " + ", ".join(found["incomplete"]) + ".", ""]
     return "\n".join(out)
 
 
@@ -289,7 +292,7 @@ def draw(found: dict[str, Any], figure: str) -> Any:
 
     from pyhtpw.report.plots import BLUE, GREEN, MUTED, VERMILLION, style
 
-    rows = [row for row in found["models"] if row["test"] and row["test"].get(figure) is not None]
+    rows = [row for row in found["models"] if row["test"] and row["test"].get(figure) is not None and row["image_bytes"]]
     if not rows:
         return None
     with style():
