@@ -13,6 +13,10 @@ class DataError(HtpwError, ValueError):
     """A data set, record or window is missing, partial or malformed."""
 
 
+class SealedError(HtpwError, RuntimeError):
+    """Test labels were asked for before the run's choices were frozen, or for something else than was frozen."""
+
+
 class ConfigError(HtpwError, ValueError):
     """An option or a combination of options makes no sense."""
 

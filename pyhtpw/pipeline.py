@@ -1,6 +1,9 @@
 """The path from data to report, one function per stage: what the command line and `make demo` run.
 
-    dataset -> train_stage -> quantise_stage -> pack -> (open in C) -> verify_stage -> evaluate -> report
+    dataset -> train_stage -> quantise_stage -> pack -> (open in C) -> verify_stage -> freeze -> test_stage -> report
+
+The labels of test are sealed (`pyhtpw.data.seal`) until `freeze_stage` has written what was chosen to disk; `test_stage` is the
+only one that scores test, and writes every evaluation into a log.
 
 Every figure in a report is computed here from what ran; what could not run is listed in `not_run` with its reason.
 """
@@ -18,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from pyhtpw import _native
-from pyhtpw.data import Dataset
-from pyhtpw.errors import ConfigError, MissingToolError, QuantiseError
-from pyhtpw.evaluate import evaluate_binary, median_filter, probabilities, tune_threshold
+from pyhtpw.data import Dataset, Split
+from pyhtpw.data.seal import seal
+from pyhtpw.errors import ConfigError, MissingToolError
+from pyhtpw.evaluate import probabilities, score, smoothed, tune
+from pyhtpw.evaluate.choices import CHOICES, LOG, Choices, append, freeze, unseal
 from pyhtpw.image import bill, write
 from pyhtpw.image.integer import IntegerModel
 from pyhtpw.image.writer import save
@@ -31,6 +36,7 @@ from pyhtpw.quant.quantise import with_threshold
 from pyhtpw.quant.store import save_model
 from pyhtpw.recipes import Recipe
 from pyhtpw.train import TrainConfig, TrainResult, train
+from pyhtpw.train.teacher import Signals
 from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, Pair, compare
 
 CALIBRATION_WINDOWS = 512
@@ -42,13 +48,14 @@ RUN = "run"  # folder of checkpoints and curves inside an output folder
 
 @dataclass(frozen=True)
 class Quantised:
-    """An integer model with its threshold in INFO, its image, and its validation probabilities and score."""
+    """An integer model, its image, its validation probabilities (N, classes) before any filter, and what validation chose: t*,
+    which is also in INFO (None with more than two classes, where the largest logit decides), and the macro-F1 it reaches."""
 
     model: IntegerModel
     image: Image
     p_val: np.ndarray
     macro_f1: float
-    threshold: float
+    threshold: float | None
 
 
 def prepare_folder(path: str | os.PathLike) -> Path:
@@ -79,7 +86,7 @@ def train_stage(
     steps: int | None = None,
     resume: bool = False,
     start: tuple[Graph, dict[str, np.ndarray]] | None = None,
-    teacher: Any = None,
+    teacher: Signals | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> tuple[Graph, TrainConfig, TrainResult]:
     """Trains (or resumes) the recipe's network; the run folder holds checkpoints and curves. `start`: a network of the recipe's
@@ -88,7 +95,7 @@ def train_stage(
     config = configuration(recipe, seed=seed, steps=steps)
     graph, params = (network(recipe, data), None) if start is None else start
     return graph, config, train(
-        graph, data.train, data.val, config, run_dir, start=params, teacher=teacher, resume=resume, progress=progress
+        graph, data.train, scored(data.val), config, run_dir, start=params, teacher=teacher, resume=resume, progress=progress
     )
 
 
@@ -102,15 +109,23 @@ def configuration(recipe: Recipe, *, seed: int, steps: int | None = None) -> Tra
     return TrainConfig(**options)
 
 
+def scored(split: Split) -> Split:
+    """The windows of a split that are scored: what a checkpoint may be chosen by."""
+    if split.score_mask.all():
+        return split
+    rows = np.flatnonzero(split.score_mask)
+    return Split(*(np.asarray(getattr(split, name)[rows]) for name in ("x", "y", "group", "position", "score_mask")))
+
+
 def infer(image: Image, x: np.ndarray, threads: int = THREADS, chunk: int = 4096) -> np.ndarray:
     """Integer logits (N, classes) of the C library for real windows x (N, T, C), which may be a memory map."""
     parts = [image.run_batch(image.quantise(x[i : i + chunk]), threads) for i in range(0, len(x), chunk)]
     return np.concatenate(parts)
 
 
-def positive_probability(image: Image, x: np.ndarray) -> np.ndarray:
-    """Probability (N,) of the last class, from the integer logits."""
-    return probabilities(infer(image, x), image.parsed.info.logit_scale)[:, -1]
+def class_probabilities(image: Image, x: np.ndarray) -> np.ndarray:
+    """Probability (N, classes) of each class, from the integer logits."""
+    return probabilities(infer(image, x), image.parsed.info.logit_scale)
 
 
 def calibration_windows(data: Dataset, seed: int, n: int = CALIBRATION_WINDOWS) -> np.ndarray:
@@ -121,20 +136,71 @@ def calibration_windows(data: Dataset, seed: int, n: int = CALIBRATION_WINDOWS) 
 
 
 def quantise_stage(graph: Graph, params: dict, data: Dataset, *, seed: int, median: int = 1) -> Quantised:
-    """Quantises with training windows and tunes t* on validation with the integer logits of the C library."""
+    """Quantises with training windows and tunes on validation with the integer logits of the C library."""
     model = quantise(graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs)
     return tune_stage(model, data, median)
 
 
 def tune_stage(model: IntegerModel, data: Dataset, median: int = 1) -> Quantised:
-    """Tunes t* of an integer model on validation, with the integer logits of the C library."""
-    if len(data.classes) != 2:
-        raise QuantiseError(f"the threshold t* is for two classes, {data.name} has {len(data.classes)}")
-    p_val = positive_probability(Image(write(model)), data.val.x)
-    filtered = median_filter(p_val, data.val.group, data.val.position, median)
-    threshold, macro_f1 = tune_threshold(filtered, data.val.y, data.val.score_mask)
-    model = with_threshold(model, threshold)
+    """Tunes t* of an integer model on validation, with the integer logits of the C library; with more than two classes there is
+    no t* and validation only scores."""
+    p_val = class_probabilities(Image(write(model)), data.val.x)
+    threshold, macro_f1 = tune(smoothed(p_val, data.val, median), data.val)
+    if threshold is not None:
+        model = with_threshold(model, threshold)
     return Quantised(model, Image(write(model)), p_val, macro_f1, threshold)
+
+
+def freeze_stage(
+    path: Path, quantised: Quantised, data: Dataset, config: dict[str, Any], median: int, *, checkpoint: str = "raw", replace: bool = False
+) -> Choices:
+    """Writes the run's choices to disk: after it nothing may be chosen any more. See `pyhtpw.evaluate.choices.freeze`."""
+    choices = Choices.of(
+        quantised.image.data, data, config, threshold=quantised.threshold, median=median, checkpoint=checkpoint
+    )
+    freeze(path, choices, replace=replace)
+    return choices
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A look at test: figures, what a reader must know of them, the log's count of looks, and what the figures were made from
+    (probabilities (N, classes), filtered, and the split with its labels)."""
+
+    figures: dict[str, Any]
+    notes: list[str]
+    evaluations: int
+    p: np.ndarray
+    split: Split
+
+
+def test_stage(image: Image, data: Dataset, choices_path: Path, *, run: str, log: Path) -> Tested:
+    """Scores test with the integer logits of the C library, at the choices frozen in `choices_path`, and logs that it did.
+
+    Raises SealedError if nothing is frozen there, or something else than this image and these data.
+    """
+    data = seal(data)
+    p = class_probabilities(image, data.test.x)  # before the labels are read: it needs none
+    threshold = image.parsed.info.threshold if p.shape[1] == 2 else None
+    return score_test(p, image.data, threshold, data, choices_path, run=run, log=log)
+
+
+def score_test(
+    p: np.ndarray, artefact: bytes, threshold: float | None, data: Dataset, choices_path: Path, *, run: str, log: Path
+) -> Tested:
+    """Scores probabilities (N, classes), unfiltered, of the test windows at the choices frozen in `choices_path`, and logs it.
+
+    `artefact` is what made them: the image, or the checkpoint of a model of another framework (`pyhtpw.experiment.external`); it and
+    `threshold` must be the frozen ones.
+    """
+    split, choices = unseal(data, choices_path, artefact, threshold=threshold)
+    p = smoothed(p, split, choices.median)
+    figures = score(p, split, choices.threshold, protocol=choices.data["protocol"], roc=True)
+    evaluations = append(log, run, choices, figures)
+    return Tested(figures, test_notes(data, split), evaluations, p, split)
+
+
+test_stage.__test__ = False  # pytest: this is no test
 
 
 def spread_windows(image: Image, x: np.ndarray, n: int) -> np.ndarray:
@@ -222,27 +288,41 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _splits(data: Dataset) -> dict[str, Any]:
-    return {
-        name: {
+def _splits(data: Dataset, test: Split) -> dict[str, Any]:
+    """Windows, groups and class priors of each split; `test` is the split with its labels."""
+    rows = {}
+    for name, split in (("train", data.train), ("val", data.val), ("test", test)):
+        support = np.bincount(split.y[split.score_mask], minlength=len(data.classes))
+        rows[name] = {
             "windows": len(split.y),
-            "positives": int(split.y[split.score_mask].sum()),
+            **({"positives": int(support[1])} if len(support) == 2 else {}),
             "groups": len(np.unique(split.group)),
+            "support": support.tolist(),
+            "priors": (support / max(1, support.sum())).round(6).tolist(),
         }
-        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
-    }
+    return rows
 
 
-def _test_notes(data: Dataset) -> list[str]:
-    """What a reader must know to read the test figures: a record that dominates the positives, warnings of the loader."""
-    split = data.test
+def test_notes(data: Dataset, split: Split) -> list[str]:
+    """What a reader must know to read the test figures: a record that dominates the positives, warnings of the loader.
+
+    `split` is test with its labels. Only of two classes is there a positive one that a record can dominate.
+    """
     notes = list(data.description.get("warnings", []))
+    if len(data.classes) != 2:
+        return notes
     positive = split.group[(split.y == 1) & split.score_mask]
     groups, counts = np.unique(positive, return_counts=True)
     if len(groups) and counts.max() > 0.5 * counts.sum():
         top = groups[counts.argmax()]
-        notes.append(f"{counts.max()} of the {counts.sum()} positive test windows are of record {top}: CI not meaningful")
+        everyone = np.unique(split.group)
+        each = ", ".join(f"{g} {n}" for g, n in zip(everyone, [int((positive == g).sum()) for g in everyone], strict=True))
+        notes.append(f"{counts.max()} of the {counts.sum()} positive test windows are of record {top}: CI not meaningful "
+                     f"(positives per test record: {each})")
     return notes
+
+
+test_notes.__test__ = False
 
 
 def _network(graph: Graph) -> dict[str, Any]:
@@ -277,11 +357,17 @@ def demo(
     steps: int | None = None,
     resume: bool = False,
     compiler: str = "auto",
+    test_log: Path | None = None,
     progress: Callable[[dict], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The whole path; writes model.htpw, model.npz, report.json and report.html into `out` and returns the report."""
+    """The whole path; writes model.htpw, model.npz, choices.json, report.json and report.html into `out` and returns the report.
+
+    `test_log`: where the look at test is logged; by default ``results/test-log.jsonl`` of the working directory for real data and
+    a log of `out` itself for synthetic data, whose test can be made again.
+    """
     out = prepare_folder(out)
+    data = seal(data)
     say("training")
     graph, config, result = train_stage(
         recipe, data, out / RUN, seed=seed, steps=steps, resume=resume, progress=progress
@@ -292,16 +378,13 @@ def demo(
     say("comparing numpy, C and the emulated Cortex-M4")
     windows = spread_windows(image, data.test.x, X86_WINDOWS)
     verification = verify_stage(image, windows, compiler=compiler)
-    say("scoring the test split with the integer logits")
+    say("freezing the choices, then scoring the test split with the integer logits")
     protocol = data.description["protocol"]
-    scores = evaluate_binary(
-        quantised.p_val,
-        data.val,
-        positive_probability(image, data.test.x),
-        data.test,
-        median=recipe.median,
-        protocol=protocol,
-    )
+    run_config = {"network": graph.to_dict(), "train": asdict(config), "seed": seed}
+    freeze_stage(out / CHOICES, quantised, data, run_config, recipe.median, replace=True)
+    log = test_log or (out / LOG if data.synthetic else Path("results") / LOG)
+    tested = test_stage(image, data, out / CHOICES, run=str(out), log=log)
+    p_val = smoothed(quantised.p_val, data.val, recipe.median)
     account = name_layers(bill(image.parsed), quantised.model)
     report = {
         "command": " ".join(["pyhtpw", *sys.argv[1:]]),
@@ -313,7 +396,7 @@ def demo(
         "synthetic": data.synthetic,
         "seed": seed,
         "classes": list(data.classes),
-        "splits": _splits(data),
+        "splits": _splits(data, tested.split),
         "source_sha256": data.description.get("source_sha256"),
         "network": _network(graph),
         "training": {
@@ -331,10 +414,13 @@ def demo(
         "bytes_compared": verification.compared,
         "bytes_differ": verification.differ,
         "pairs": [p.to_dict() for p in verification.pairs],
-        "validation": scores["val"],
+        "validation": score(p_val, data.val, quantised.threshold, name="validation", protocol=protocol),
         "median_filter": recipe.median,
-        "test": scores["test"],
-        "test_notes": _test_notes(data),
+        "choices": CHOICES,
+        "test": tested.figures,
+        "test_notes": tested.notes,
+        "test_evaluations": tested.evaluations,
+        "test_log": str(log),
         "cortex_m4": verification.cortex_m4,
         "not_run": verification.not_run,
     }

@@ -223,3 +223,18 @@ def test_bad_descriptions():
         Graph.from_dict({**plain, "nodes": 3})
     with pytest.raises(ConfigError, match="malformed"):
         Graph.from_dict({**plain, "input_shape": 3})
+
+
+def test_low_rank_kernels_are_two_where_that_is_smaller():
+    from pyhtpw.nets import build
+
+    whole = build("separable", t=64, widths=(32, 32), strides=(2, 1))
+    thin = build("separable", t=64, widths=(32, 32), strides=(2, 1), rank=4)
+    assert {n.name for n in thin.nodes} - {n.name for n in whole.nodes} == {"pw1_in", "pw2_in"}
+    shapes = thin.kernel_shapes()
+    assert shapes["pw2_in"] == (4, 32) and shapes["pw2"] == (32, 4)
+    assert not any(n.norm or n.relu or n.bias for n in thin.nodes if n.name.endswith("_in"))
+    assert thin.shapes()["fc"] == whole.shapes()["fc"]
+    assert build("separable", t=64, widths=(32, 32), strides=(2, 1), rank=16).nodes[2].name == "pw1", "nothing to gain there"
+    with pytest.raises(ConfigError, match="rank is -1"):
+        build("separable", t=64, rank=-1)

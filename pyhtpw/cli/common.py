@@ -62,6 +62,7 @@ def counter(quiet: bool = False):
 
 def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool):
     from pyhtpw.data import load
+    from pyhtpw.data.seal import seal
 
     options = {"aami_strict": True} if strict else {}
     with counter() as count:
@@ -70,7 +71,7 @@ def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int,
         say(f"data: {dataset.description['part']}", False)
     for warning in dataset.description.get("warnings", []):
         say(f"warning: {warning}", False)
-    return dataset
+    return seal(dataset)
 
 
 def recipe_of(data: str, dataset):

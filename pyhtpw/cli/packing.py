@@ -37,7 +37,7 @@ def quantise(
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:
-    """Calibrate on training windows, quantise, and tune the threshold t* on validation."""
+    """Calibrate on training windows, quantise, and tune the threshold t* on validation (two classes; of more the largest logit decides)."""
     from pyhtpw import pipeline
     from pyhtpw.data.hrv import for_network
     from pyhtpw.quant.store import save_model
@@ -53,7 +53,8 @@ def quantise(
     if as_json:
         emit(summary)
     else:
-        print(f"{output}: t* {done.threshold:.2f}, validation macro-F1 {done.macro_f1:.4f} with integer logits")
+        at = "largest logit decides" if done.threshold is None else f"t* {done.threshold:.2f}"
+        print(f"{output}: {at}, validation macro-F1 {done.macro_f1:.4f} with integer logits")
         print(f"next: pyhtpw pack {output} -o model.htpw")
 
 
@@ -137,7 +138,8 @@ def pack(
     print(f"{output}: {len(image.data):,} bytes; SRAM on a Cortex-M4: arena {plan.arena:,}, cache {plan.cache:,} bytes")
     if chosen:
         kind = " (synthetic data)" if chosen["synthetic"] else ""
-        print(f"validation macro-F1 {chosen['val_macro_f1_integer']:.4f} with integer logits at t* {chosen['threshold']:.2f}{kind}")
+        at = "the largest deciding" if chosen["threshold"] is None else f"t* {chosen['threshold']:.2f}"
+        print(f"validation macro-F1 {chosen['val_macro_f1_integer']:.4f} with integer logits, {at}{kind}")
 
 
 def _tried(state: dict[str, Any], quiet: bool) -> None:

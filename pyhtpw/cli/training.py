@@ -39,6 +39,8 @@ def demo(
     aami_strict: Strict = False,
     cache_dir: CacheDir = None,
     compiler: Compiler = "auto",
+    test_log: Annotated[Path | None, typer.Option(help="File that every look at test is appended to; default: results/test-log.jsonl for "
+        "real data, OUT/test-log.jsonl for synthetic.")] = None,
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:
@@ -57,6 +59,7 @@ def demo(
             steps=steps,
             resume=resume,
             compiler=compiler,
+            test_log=test_log,
             progress=bar.update,
             say=lambda text: say(text, as_json),
         )

@@ -244,3 +244,99 @@ def brier(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None = None) -> fl
     if p.min() < 0 or p.max() > 1:
         raise DataError(f"p goes from {p.min():g} to {p.max():g}: give probabilities, from 0 to 1")
     return float(np.mean((p - y) ** 2))
+
+
+def _chances(y: np.ndarray, p: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and probabilities (N, C) of what the mask keeps; p of one dimension is that of class 1 of two."""
+    y, p = np.asarray(y), np.asarray(p)
+    if p.ndim == 1:
+        p = np.stack([1 - p, p], axis=1)
+    if p.ndim != 2 or p.shape[1] < 2 or y.shape != p.shape[:1]:
+        raise DataError(f"y and p have shapes {y.shape} and {p.shape}: give (N,) classes and (N, C >= 2) probabilities")
+    y, row = _select(mask, y=y, row=np.arange(len(y)))
+    p = _scores(p[row])
+    if p.min() < 0 or p.max() > 1:
+        raise DataError(f"p goes from {p.min():g} to {p.max():g}: give probabilities, from 0 to 1")
+    return _labels("y", y, p.shape[1]), p
+
+
+def macro_auc(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None = None) -> float:
+    """Mean over classes of the area under the ROC curve of that class against all others (`roc_auc`).
+
+    Parameters
+    ----------
+    y : (N,) int
+        0 <= class < C.
+    p : (N, C) float
+        Probabilities, 0 to 1.
+    mask : (N,) bool, optional
+
+    Returns
+    -------
+    float
+        0 to 1.
+
+    Raises
+    ------
+    DataError
+        Shapes differ, p is not a probability, or a class has no scored sample.
+    """
+    y, p = _chances(y, p, mask)
+    return float(np.mean([roc_auc((y == k).astype(np.int64), p[:, k]) for k in range(p.shape[1])]))
+
+
+def brier_classes(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None = None) -> float:
+    """Brier score of C classes, the mean over samples of the sum over classes of (p - outcome)^2: 0 is perfect, 2 the worst.
+
+    Parameters and errors as `macro_auc`. For two classes it is twice `brier`, which counts the positive class alone.
+    """
+    y, p = _chances(y, p, mask)
+    return float(np.mean(np.sum((p - (y[:, None] == np.arange(p.shape[1]))) ** 2, axis=1)))
+
+
+CALIBRATION_BINS = 15
+
+
+def calibration_error(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None = None,
+                      bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error of the most probable class.
+
+    Samples are put into `bins` bins of equal width by the probability of their most probable class; the error is the mean
+    over bins, weighted by samples, of |mean probability - share right| (Guo et al., arXiv:1706.04599, Eq. 3).
+
+    Parameters
+    ----------
+    y : (N,) int
+    p : (N,) or (N, C) float
+        Probability of class 1 of two, or of every class, 0 to 1.
+    mask : (N,) bool, optional
+    bins : int
+        >= 1.
+
+    Returns
+    -------
+    float
+        0 to 1.
+
+    Raises
+    ------
+    DataError
+        As `macro_auc`, except that a class may be absent.
+    """
+    y, p = _chances(y, p, mask)
+    if bins < 1:
+        raise DataError(f"bins {bins} is too few: give at least 1")
+    count, right, chance = calibration_sums(y, p, np.zeros(len(y), np.int64), 1, bins)
+    return float(np.abs(chance - right).sum() / count.sum())
+
+
+def calibration_sums(y: np.ndarray, p: np.ndarray, cluster: np.ndarray, clusters: int,
+                     bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """What `calibration_error` adds up, per cluster: (3, clusters, bins) samples, samples right, and summed probability.
+
+    `y` (N,), `p` (N, C) as there; `cluster` (N,) int from 0 to `clusters` - 1.
+    """
+    best, top = p.argmax(axis=1), p.max(axis=1)
+    at = cluster * bins + np.minimum((top * bins).astype(np.int64), bins - 1)
+    sums = [np.bincount(at, weights, clusters * bins) for weights in (np.ones(len(y)), best == y, top)]
+    return np.stack(sums).reshape(3, clusters, bins)

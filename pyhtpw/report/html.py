@@ -130,7 +130,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
 def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The four figures at the top of the page: label, value, what to read it with, and tone."""
     test, m4 = report.get("test") or {}, report.get("cortex_m4") or {}
-    score = f"ROC-AUC {tables.decimal(test.get('auc'))}, at t* = {tables.threshold(report)}" if test else ""
+    score = f"ROC-AUC {tables.decimal(test.get('auc'))}, {tables.operating_point(report)}" if test else ""
     stored = report.get("whole_image_if_stored")
     if stored and report.get("generated"):
         size = ", ".join(f"{tables.whole(stored.get(b))} at {b} bits" for b in tables.BITS) + " if kernels were stored"

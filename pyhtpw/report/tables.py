@@ -130,6 +130,16 @@ def threshold(report: Mapping[str, Any]) -> str:
     return NOT_RUN
 
 
+def is_multiclass(report: Mapping[str, Any]) -> bool:
+    """Whether the report tells more than two classes apart: there is then no t*, the largest logit decides."""
+    return len(report.get("classes") or ()) > 2
+
+
+def operating_point(report: Mapping[str, Any]) -> str:
+    """How decisions were made, as words: "at t* = 0.35", or that the largest logit decides."""
+    return "the largest logit decides" if is_multiclass(report) else f"at t* = {threshold(report)}"
+
+
 def _class_name(report: Mapping[str, Any], i: int) -> str:
     names = report.get("classes") or ()
     return clean(names[i]) if i < len(names) else f"class {i}"
@@ -144,11 +154,14 @@ def result(report: Mapping[str, Any]) -> Table | None:
         ("macro-F1", "macro_f1", ".3f"),
         ("balanced accuracy", "balanced_accuracy", ".3f"),
         ("accuracy", "accuracy", ".3f"),
-        ("ROC-AUC", "auc", ".3f"),
-        ("Brier score", "brier", ".4f"),
+        ("ROC-AUC, mean over classes" if is_multiclass(report) else "ROC-AUC", "auc", ".3f"),
+        ("Brier score, summed over classes" if is_multiclass(report) else "Brier score", "brier", ".4f"),
+        ("calibration error", "ece", ".4f"),
     ]
     rows = [
-        Row((label, decimal(test.get(key), form), decimal(validation.get(key), form))) for label, key, form in measures
+        Row((label, decimal(test.get(key), form), decimal(validation.get(key), form)))
+        for label, key, form in measures
+        if key != "ece" or key in test or key in validation  # reports of before it was taken
     ]
     for label, key in (
         ("sensitivity, ventricular", "sensitivity"),
@@ -158,12 +171,16 @@ def result(report: Mapping[str, Any]) -> Table | None:
         if test.get("veb"):
             rows.append(Row((label, decimal(test["veb"].get(key)), decimal(get(validation, "veb", key)))))
     for label, key in (("scored windows", "n"), ("of them positive", "positives")):
-        rows.append(Row((label, whole(test.get(key)), whole(validation.get(key)))))
+        if key == "n" or not is_multiclass(report):
+            rows.append(Row((label, whole(test.get(key)), whole(validation.get(key)))))
+    note = "t* was chosen on validation and then applied to test." if test and validation and not is_multiclass(report) else ""
+    if integer(report.get("test_evaluations")) is not None:
+        note += f" Evaluations of test in the log {clean(report.get('test_log'))}, this one included: {whole(report['test_evaluations'])}."
     return Table(
-        f"Result at t* = {threshold(report)}",
+        "Result, the largest logit decides" if is_multiclass(report) else f"Result {operating_point(report)}",
         (Column("Measure", False), Column("Test"), Column("Validation")),
         tuple(rows),
-        "t* was chosen on validation and then applied to test." if test and validation else "",
+        note.strip(),
     )
 
 
@@ -454,18 +471,27 @@ def cortex(report: Mapping[str, Any]) -> Table | None:
 
 
 def splits(report: Mapping[str, Any]) -> Table | None:
-    """Windows of each split."""
+    """Windows of each split, and the share of each class among those that are scored."""
     found = report.get("splits")
     if not found:
         return None
+    many = is_multiclass(report)
+    priors = all(isinstance(get(row, "priors"), Sequence) for row in found.values())
     rows = []
     for name, row in found.items():
         groups = get(row, "groups")
         if isinstance(groups, Sequence) and not isinstance(groups, str):
             groups = len(groups)
-        rows.append(Row((clean(name), whole(get(row, "windows")), whole(get(row, "positives")), whole(groups))))
-    heads = (Column("Split", False), Column("Windows"), Column("Positive"), Column("Records"))
-    return Table("Splits", heads, tuple(rows))
+        cells = [clean(name), whole(get(row, "windows"))]
+        cells += [] if many else [whole(get(row, "positives"))]
+        cells.append(whole(groups))
+        if priors:
+            cells.append(" ".join(f"{100 * share:.1f}" for share in row["priors"] if number(share) is not None))
+        rows.append(Row(tuple(cells)))
+    heads = [Column("Split", False), Column("Windows"), *([] if many else [Column("Positive")]), Column("Records")]
+    if priors:
+        heads.append(Column("Classes, %", False, True))
+    return Table("Splits", tuple(heads), tuple(rows))
 
 
 def nodes(report: Mapping[str, Any]) -> Table | None:

@@ -39,6 +39,7 @@ from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.model import Model, check_params
 from pyhtpw.train.objective import Criterion, Objective, Score, Signals, score
 from pyhtpw.train.optim import AdamW, Ema, clip_gradient, learning_rate
+from pyhtpw.train.sparse import sparse
 
 LAST, BEST, BEST_EMA, CURVES = "last.safetensors", "best.safetensors", "best_ema.safetensors", "curves.csv"
 CURVE_COLUMNS = ("step", "loss", "val_loss", "val_macro_f1", "ema_val_loss", "ema_val_macro_f1", "lr")
@@ -55,7 +56,8 @@ class TrainConfig:
     `pyhtpw.train.batches`, ``objective`` (also a mapping) in `pyhtpw.train.objective`.  Validation runs every
     ``eval_every`` steps and after the last one; after ``patience`` validations in a row in which neither the raw nor
     the averaged weights got better than ever before, the run ends (0: never).  ``aware`` trains, validates and averages
-    on the kernels that the image will hold (`pyhtpw.quant.aware`) instead of their float ancestors.
+    on the kernels that the image will hold (`pyhtpw.quant.aware`) instead of their float ancestors.  ``sparse`` keeps weights
+    of stored kernels at 0 that are 0 at the start (`pyhtpw.train.sparse`).
     """
 
     steps: int
@@ -72,6 +74,7 @@ class TrainConfig:
     augment: Mapping[str, float] = field(default_factory=dict)
     objective: Objective = Objective()  # noqa: RUF009  frozen
     aware: bool = False
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("eval_every", 1), ("patience", 0), ("seed", 0)):
@@ -84,8 +87,9 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value!r}; give a number of at least 0")
         if self.lr == 0:
             raise ConfigError("lr is 0; give a positive learning rate")
-        if not isinstance(self.aware, bool):
-            raise ConfigError(f"aware is {self.aware!r}; give true or false")
+        for name in ("aware", "sparse"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give true or false")
         if self.ema >= 1:
             raise ConfigError(f"ema is {self.ema!r}; give a decay below 1")
         check_balance(self.balance)
@@ -209,6 +213,8 @@ class _Run:
         kind = Model
         if config.aware:  # the quantiser stands on the trainer's layers, so it is asked for only here
             from pyhtpw.quant.aware import AwareModel as kind
+        if config.sparse:
+            kind = sparse(kind)
         self.model = kind(graph, start, seed=config.seed)
         self.ema = Ema(self.model, config.ema)
         self.optimiser = AdamW(self.model, config.weight_decay)

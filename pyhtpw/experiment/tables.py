@@ -1,0 +1,340 @@
+"""Tables and figures of a plan, from its result files alone: nothing is typed and nothing is run.
+
+Figures are means over seeds; intervals and differences come from `pyhtpw.evaluate.bootstrap` over the decisions that each run
+left beside its JSON, people and seeds drawn jointly. Holm's correction covers the primary comparisons of the plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyhtpw.errors import ConfigError
+from pyhtpw.evaluate.bootstrap import Interval, Scored, holm_intervals, intervals, paired
+from pyhtpw.experiment.plan import Compare, Model, Plan
+from pyhtpw.experiment.runner import Decisions, Folders, done
+
+NOT_MEANINGFUL = "CI not meaningful"
+_SPREAD = ("image_bytes", "deflate_bytes")  # means of whole numbers
+
+
+class Results:
+    """The runs of a plan that are on disk; ConfigError for one made with another configuration."""
+
+    def __init__(self, plan: Plan, folders: Folders) -> None:
+        self.plan, self.folders = plan, folders
+        self.runs: dict[str, list[dict[str, Any]]] = {}
+        for model in plan.models:
+            found = [json.loads(folders.result(plan.name, model.name, seed).read_text())
+                     for seed in plan.seeds_of(model) if done(plan, model, seed, folders)]
+            if found:
+                self.runs[model.name] = found
+        if not self.runs:
+            raise ConfigError(f"{plan.name}: has no results in {folders.results / 'runs' / plan.name}: run it first")
+
+    def complete(self, name: str) -> bool:
+        """Whether every seed of a model is scored on test."""
+        found = self.runs.get(name, [])
+        return len(found) == len(self.plan.seeds_of(self.plan.model(name))) and all(run["test"] for run in found)
+
+    def scored(self, name: str) -> list[Scored]:
+        """Decisions of a model's seeds, each compared with what its JSON says."""
+        out = []
+        for run in self.runs[name]:
+            path = self.folders.result(self.plan.name, name, run["seed"]).with_suffix(".npz")
+            scored = Decisions.load(path).scored()
+            accuracy = float(np.mean(scored.y == scored.decided))
+            if abs(accuracy - run["test"]["accuracy"]) > 1e-9:
+                raise ConfigError(f"{path}: its decisions have accuracy {accuracy:.6f}, {path.stem}.json says "
+                                  f"{run['test']['accuracy']:.6f}: the two are not of one run")
+            out.append(scored)
+        return out
+
+    def mean(self, name: str, *keys: str) -> float | None:
+        """Mean over seeds of a number in the results; None if it is missing in any."""
+        values = [_get(run, *keys) for run in self.runs[name]]
+        return None if any(value is None for value in values) else float(np.mean(values))
+
+    def best(self, names: Sequence[str], figure: str) -> str:
+        """Of several models the one with the best mean validation figure; ConfigError if one has not got there, or all are too large."""
+        missing = [n for n in names if len(self.runs.get(n, [])) < len(self.plan.seeds_of(self.plan.model(n)))]
+        if missing:
+            raise ConfigError(f"{self.plan.name}: {missing[0]} has not been run with all its seeds: a comparison takes all of them")
+        fits = [n for n in names if not any(run["over_budget"] for run in self.runs[n])]
+        if not fits:
+            raise ConfigError(f"{self.plan.name}: {', '.join(names)}: every one is larger than its budget")
+        key = ("validation", "veb", figure.removeprefix("veb_")) if figure.startswith("veb_") else ("validation", figure)
+        return max(fits, key=lambda n: (self.mean(n, *key), n))
+
+
+def _get(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def looks(folders: Folders, plan: str) -> int:
+    """Lines of the test log that belong to a plan."""
+    if not folders.log.is_file():
+        return 0
+    return sum(json.loads(line)["run"].startswith(f"{plan}/") for line in folders.log.read_text().splitlines() if line.strip())
+
+
+def build(plan: Plan, folders: Folders) -> dict[str, Any]:
+    """Everything that tables and figures show, as JSON."""
+    results = Results(plan, folders)
+    veb = plan.protocol.partition(":")[0] == "aami"
+    notes = sorted({note for runs in results.runs.values() for run in runs for note in run.get("test_notes") or []})
+    meaningful = not any(NOT_MEANINGFUL in note for note in notes)
+    first = next(iter(results.runs.values()))[0]
+    rows = [_row(results, model, veb, meaningful) for model in plan.models if model.name in results.runs]
+    for row, model in zip(rows, (plan.model(row["model"]) for row in rows), strict=True):
+        teacher = _teacher_figure(results, model)
+        if teacher is not None and row.get("test"):
+            row["retention"] = row["test"]["macro_f1"] / teacher
+    return {
+        "plan": plan.name, "title": plan.title, "note": plan.note, "data": first["data"], "part": first.get("part"),
+        "synthetic": first["synthetic"], "classes": first["classes"], "seeds": list(plan.seeds), "median_filter": plan.median,
+        "test_evaluations": looks(folders, plan.name), "notes": notes, "counts": first.get("counts"),
+        "models": rows, "not_run": [m.name for m in plan.models if m.name not in results.runs],
+        "incomplete": [m.name for m in plan.models if m.name in results.runs and not results.complete(m.name)],
+        "comparisons": _comparisons(results, veb, meaningful),
+        "sources": _sources(results),
+    }  # fmt: skip
+
+
+def _teacher_figure(results: Results, model: Model) -> float | None:
+    """Test macro-F1 of the run that taught a model, of this plan or another; of the plan's only teacher for one without; else None."""
+    plan = results.plan
+    names = {m.teacher for m in plan.models if m.teacher}
+    name = model.teacher or (names.pop() if len(names) == 1 else "")
+    if not name:
+        return None
+    seed = model.teacher_seed if model.teacher else next(m.teacher_seed for m in plan.models if m.teacher == name)
+    other, colon, own = name.partition(":")
+    path = results.folders.result(other, own, seed) if colon else results.folders.result(plan.name, name, seed)
+    if not path.is_file():
+        return None
+    return _get(json.loads(path.read_text()), "test", "macro_f1")
+
+
+def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[str, Any]:
+    name = model.name
+    run = results.runs[name][0]
+    row: dict[str, Any] = {
+        "model": name, "note": model.note, "network": run["network"], "budget": model.budget,
+        "seeds": [each["seed"] for each in results.runs[name]],
+        "over_budget": any(each["over_budget"] for each in results.runs[name]),
+        **{key: results.mean(name, key) for key in _SPREAD},
+        "arena": results.mean(name, "plan_m4", "arena"), "cache": results.mean(name, "plan_m4", "cache"),
+        "cortex_m4": {key: results.mean(name, "cortex_m4", key) for key in ("synthesis", "inference", "generating_every_time")},
+        "validation": {key: results.mean(name, "validation", key) for key in ("macro_f1", "auc", "accuracy")},
+        "training_seconds": results.mean(name, "training", "seconds"),
+    }  # fmt: skip
+    if veb:
+        row["validation"]["veb_f1"] = results.mean(name, "validation", "veb", "f1")
+    if not results.complete(name):
+        row["test"] = None
+        return row
+    keys = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "brier", "ece")
+    row["test"] = {key: results.mean(name, "test", key) for key in keys}
+    row["per_seed"] = {key: [each["test"][key] for each in results.runs[name]] for key in keys}
+    row["recall"] = np.mean([[c["recall"] for c in each["test"]["per_class"]] for each in results.runs[name]], axis=0).tolist()
+    if veb:
+        row["test"] |= {f"veb_{key}": results.mean(name, "test", "veb", key) for key in ("sensitivity", "ppv", "f1")}
+    if all(each.get("ema") for each in results.runs[name]):
+        row["ema"] = {key: results.mean(name, "ema", "test", key) for key in keys}
+    if all(each.get("calibration_test") for each in results.runs[name]):
+        row["calibration"] = {key: results.mean(name, "calibration_test", key)
+                              for key in ("ece", "ece_temperature", "macro_f1_class_thresholds")}
+    row["interval"] = intervals(results.scored(name), veb=veb).to_dict() if meaningful else NOT_MEANINGFUL
+    return row
+
+
+def _comparisons(results: Results, veb: bool, meaningful: bool) -> list[dict[str, Any]]:
+    """Paired differences; those declared primary with Holm's correction over all of them that were declared."""
+    plan, rows = results.plan, []
+    found: dict[str, Interval] = {}
+    for each in plan.compare:
+        figure = each.figure or plan.figure
+        try:
+            sides = [results.best(names, figure) for names in (each.first, each.second)]
+        except ConfigError as error:
+            rows.append({**_described(each, figure), "not_run": str(error)})
+            continue
+        row = {**_described(each, figure), "first": sides[0], "second": sides[1],
+               "bytes": [results.mean(side, "image_bytes") for side in sides]}
+        if not all(results.complete(side) for side in sides):
+            row["not_run"] = "not scored on test yet"
+        else:
+            boot = paired(results.scored(sides[0]), results.scored(sides[1]), veb=veb)
+            row |= {"difference": boot.figures[figure].to_dict() if meaningful else
+                    {"estimate": boot.figures[figure].estimate, "low": None, "high": None},
+                    "clusters": boot.clusters, "seeds": boot.seeds, "resamples": boot.resamples, "redrawn": boot.redrawn}
+            if each.primary and meaningful:
+                found[each.name] = boot.figures[figure]
+        rows.append(row)
+    waiting = [row["name"] for row in rows if row["primary"] and row["name"] not in found]
+    if found and not waiting:  # a correction over fewer comparisons than were declared would be too kind
+        for name, corrected in holm_intervals(found).items():
+            next(row for row in rows if row["name"] == name)["holm"] = corrected
+    return rows
+
+
+def _described(each: Compare, figure: str) -> dict[str, Any]:
+    return {"name": each.name, "figure": figure, "primary": each.primary, "candidates": [list(each.first), list(each.second)]}
+
+
+def _sources(results: Results) -> dict[str, str]:
+    """SHA-256 of every result file that the tables were built from."""
+    found = {}
+    for name, runs in results.runs.items():
+        for run in runs:
+            path = results.folders.result(results.plan.name, name, run["seed"])
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+# -- markdown ----------------------------------------------------------------------------------------------------------
+
+
+def _n(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _f(value: float | None, digits: int = 3) -> str:
+    return "not run" if value is None else f"{value:.{digits}f}"
+
+
+def _with_interval(row: dict[str, Any], figure: str) -> str:
+    if not row["test"]:
+        return "not run"
+    found = row["interval"]
+    inside = NOT_MEANINGFUL if isinstance(found, str) else " to ".join(_f(found["figures"][figure][k]) for k in ("low", "high"))
+    return f"{_f(row['test'][figure])} ({inside})"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables as text."""
+    figures = ["macro_f1", "auc", "accuracy", "balanced_accuracy"]
+    if any((row["test"] or {}).get("veb_f1") is not None for row in found["models"]):
+        figures.insert(0, "veb_f1")
+    data = found["data"]
+    out = [f"# {found['title']}", "", f"{data['name']} ({data['protocol']}), {found['part'] or 'whole set'}; seeds "
+           f"{', '.join(map(str, found['seeds']))}; median filter {found['median_filter']}. {found['note']}".rstrip(), ""]
+    if found["synthetic"]:
+        out += ["**Synthetic data: no figure here says anything about people.**", ""]
+    for part, counts in (found["counts"] or {}).items():
+        total = sum(n for name, n in counts.items() if name != "unscored")
+        shares = ", ".join(f"{name} {100 * n / max(1, total):.1f} %" for name, n in counts.items() if name != "unscored")
+        out += [f"- {part}: {total:,} scored windows ({shares})"]
+    out += [""]
+    out += [f"Evaluations of test for this plan, all told: {found['test_evaluations']}.", ""]
+    out += [f"- {note}" for note in found["notes"]] + ([""] if found["notes"] else [])
+    heads = ["model", "image, bytes", "DEFLATE", "SRAM, bytes", "M4 instructions", "generating each time",
+             *(figure.replace("_", " ") for figure in figures), "Brier", "ECE", "retention", "validation macro-F1"]
+    out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in found["models"]:
+        sram = None if row["arena"] is None else row["arena"] + row["cache"]
+        test = row["test"] or {}
+        cells = [row["model"] + (f" ({row['note']})" if row["note"] else "") + (", OVER BUDGET" if row["over_budget"] else ""),
+                 _n(row["image_bytes"]), _n(row["deflate_bytes"]), _n(sram), _n(row["cortex_m4"]["inference"]),
+                 _n(row["cortex_m4"]["generating_every_time"]), *(_with_interval(row, figure) for figure in figures),
+                 _f(test.get("brier")), _f(test.get("ece")),
+                 f"{100 * row['retention']:.1f} %" if "retention" in row else "-", _f(row["validation"]["macro_f1"])]
+        out.append("| " + " | ".join(cells) + " |")
+    out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people and seeds drawn jointly.", ""]
+    if found["comparisons"]:
+        heads = ["comparison", "figure", "first - second", "difference (95 %)", "Holm interval", "p (Holm)"]
+        out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for row in found["comparisons"]:
+            out.append("| " + " | ".join(_compared(row)) + " |")
+        out.append("")
+    if found["not_run"]:
+        out += ["Not run: " + ", ".join(found["not_run"]) + ".", ""]
+    if found["incomplete"]:
+        out += ["Not scored on test with all seeds: " + ", ".join(found["incomplete"]) + ".", ""]
+    return "\n".join(out)
+
+
+def _compared(row: dict[str, Any]) -> list[str]:
+    name = row["name"] + (" (primary)" if row["primary"] else "")
+    if "not_run" in row:
+        return [name, row["figure"], "", f"not run: {row['not_run']}", "", ""]
+    sides = f"{row['first']} ({_n(row['bytes'][0])}) - {row['second']} ({_n(row['bytes'][1])})"
+    d, h = row["difference"], row.get("holm")
+    inside = NOT_MEANINGFUL if d["low"] is None else f"{d['low']:+.4f} to {d['high']:+.4f}"
+    return [name, row["figure"], sides, f"{d['estimate']:+.4f} ({inside})",
+            f"{h['low']:+.4f} to {h['high']:+.4f}" if h else "-", f"{h['p_holm']:.4f}" if h else "-"]
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the Pareto front of (bytes, figure): fewest bytes, best figure; by rising bytes."""
+    order, best, kept = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])), -np.inf, []
+    for i in order:
+        if points[i][1] > best:
+            kept.append(i)
+            best = points[i][1]
+    return kept
+
+
+def draw(found: dict[str, Any], figure: str) -> Any:
+    """Figure against image bytes, with intervals, and the Pareto front; None if nothing is scored on test."""
+    from matplotlib.figure import Figure
+
+    from pyhtpw.report.plots import BLUE, GREEN, MUTED, VERMILLION, style
+
+    rows = [row for row in found["models"] if row["test"] and row["test"].get(figure) is not None and row["image_bytes"]]
+    if not rows:
+        return None
+    with style():
+        plot = Figure(figsize=(8.4, 5.2), layout="constrained")
+        axes = plot.add_subplot()
+        points = [(row["image_bytes"], row["test"][figure]) for row in rows]
+        for generated, colour, marker, label in ((True, VERMILLION, "o", "generated kernels"), (False, BLUE, "s", "stored kernels")):
+            mine = [i for i, row in enumerate(rows) if bool(row["network"]["generated_weights"]) is generated]
+            if not mine:
+                continue
+            x, y = zip(*(points[i] for i in mine), strict=True)
+            axes.plot(x, y, marker, color=colour, label=label)
+            for i in mine:
+                if not isinstance(rows[i]["interval"], str):
+                    span = rows[i]["interval"]["figures"][figure]
+                    axes.plot([points[i][0]] * 2, [span["low"], span["high"]], "-", color=colour, linewidth=0.8, alpha=0.6)
+                axes.annotate(rows[i]["model"], points[i], xytext=(4, 4), textcoords="offset points", fontsize=7, color=MUTED)
+        line = [points[i] for i in front(points)]
+        axes.plot(*zip(*line, strict=True), "-", color=GREEN, linewidth=1, label="Pareto front", zorder=0)
+        axes.set(xscale="log", xlabel="whole image, bytes", ylabel=f"{figure.replace('_', ' ')} on test",
+                 title=found["title"] + (" (synthetic data)" if found["synthetic"] else ""))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.legend(loc="lower right")
+        return plot
+
+
+def write(plan: Plan, folders: Folders) -> list[Path]:
+    """PLAN.json, PLAN.md, and PLAN-FIGURE.svg and .png in the results folder; their paths."""
+    import io
+
+    from pyhtpw.report.files import write_atomically
+
+    found = build(plan, folders)
+    base = folders.results / plan.name
+    out = [base.with_name(f"{plan.name}.json"), base.with_name(f"{plan.name}.md")]
+    write_atomically(out[0], (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(out[1], markdown(found).encode())
+    for figure in dict.fromkeys((plan.figure, "macro_f1")):
+        plot = draw(found, figure)
+        for ending in ("svg", "png") if plot is not None else ():
+            data = io.BytesIO()
+            plot.savefig(data, format=ending, dpi=160, metadata={"Date": None} if ending == "svg" else {"Software": None})
+            out.append(base.with_name(f"{plan.name}-{figure}.{ending}"))
+            write_atomically(out[-1], data.getvalue())
+    return out
