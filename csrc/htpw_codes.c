@@ -107,6 +107,9 @@ static int htpw_pack_apply(struct htpw_model *model, const uint8_t *p, size_t le
 }
 
 int htpw_codes_apply(struct htpw_model *model, const void *pack, size_t length) {
+    if (!HTPW_WITH(PACKS)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_PACKS);
+    }
     if (model == NULL || model->image == NULL || pack == NULL) {
         return HTPW_ERR_ARGUMENT;
     }
@@ -138,6 +141,9 @@ static int htpw_slot_newest(struct htpw_model *model, const struct htpw_flash *f
 
 /* Arguments of the functions below, and the model without any pack. */
 static int htpw_slots_open(const struct htpw_model *model, const struct htpw_flash *flash, struct htpw_model *base) {
+    if (!HTPW_WITH(PACKS)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_PACKS);
+    }
     if (model == NULL || model->image == NULL) {
         return HTPW_ERR_ARGUMENT;
     }

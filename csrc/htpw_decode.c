@@ -64,7 +64,7 @@ static int htpw_decode_linear(const struct htpw_model *model, struct htpw_cursor
     if (q->multipliers == NULL) {
         return HTPW_ERR_DATA;
     }
-    const int error = htpw_pack_part(model, cursor, HTPW_PART_QUAN, all, &q->multipliers);
+    const int error = HTPW_WITH(PACKS) ? htpw_pack_part(model, cursor, HTPW_PART_QUAN, all, &q->multipliers) : HTPW_OK;
     q->shifts = q->multipliers + multipliers;
     q->biases = q->shifts + shifts;
     return error;
@@ -86,12 +86,12 @@ static int htpw_decode_spatial(const uint8_t *record, struct htpw_op *op) {
     return g->k_h && g->k_w && g->stride_h && g->stride_w && g->dil_h && g->dil_w ? HTPW_OK : HTPW_ERR_SHAPE;
 }
 
-/* Bits of a stored weight; 0 if the source is not a stored kernel. */
-static uint32_t htpw_stored_bits(uint32_t source) {
+/* Bits of a stored weight; 0 if the source is not a stored kernel, an error if it was left out. */
+static int htpw_stored_bits(uint32_t source) {
     switch (source) {
 #define HTPW_STORED_CASE(name, id, bits)                                                                               \
     case id:                                                                                                           \
-        return bits;
+        return HTPW_WITH(name) ? (bits) : HTPW_LEFT_OUT_SOURCE(id);
         HTPW_STORED(HTPW_STORED_CASE)
 #undef HTPW_STORED_CASE
     default:
@@ -153,14 +153,17 @@ static int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor 
     const uint32_t bytes = (uint32_t)((bits + 7u) / 8u); /* of a section: values and bits below 2^30 */
     op->code_count = tiles * dz;
     op->codes = htpw_take(model->codes, &cursor->codes, bytes);
-    return op->codes != NULL ? htpw_pack_part(model, cursor, HTPW_PART_CODE, bytes, &op->codes) : HTPW_ERR_DATA;
+    if (op->codes == NULL) {
+        return HTPW_ERR_DATA;
+    }
+    return HTPW_WITH(PACKS) ? htpw_pack_part(model, cursor, HTPW_PART_CODE, bytes, &op->codes) : HTPW_OK;
 }
 
 /* The weights of a linear operator: where they are stored, or the codes that make them, and their place in the cache. */
 static int htpw_decode_weights(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
-    const uint32_t bits = htpw_stored_bits(op->source);
+    const int bits = htpw_stored_bits(op->source);
     if (bits != 0) {
-        const int error = htpw_decode_stored(model, cursor, bits, op);
+        const int error = bits < 0 ? bits : htpw_decode_stored(model, cursor, (uint32_t)bits, op);
         if (error != HTPW_OK) {
             return error;
         }
@@ -191,30 +194,25 @@ static int htpw_decode_weights(const struct htpw_model *model, struct htpw_curso
 static int htpw_linear_shape(const uint8_t *record, struct htpw_op *op) {
     struct htpw_window *g = &op->window;
     uint64_t per_output; /* weights per output channel */
-    switch (op->kind) {
-    case HTPW_OP_CONV:
+    if (htpw_op_is(op, CONV)) {
         g->groups = htpw_load_u16(record + 24);
         if (g->groups == 0 || op->in.c % g->groups != 0 || op->out.c % g->groups != 0) {
             return HTPW_ERR_SHAPE;
         }
         per_output = (uint64_t)g->k_h * (uint64_t)g->k_w * (uint64_t)(op->in.c / g->groups);
-        break;
-    case HTPW_OP_DEPTHWISE:
+    } else if (htpw_op_is(op, DEPTHWISE)) {
         if (op->out.c % op->in.c != 0) {
             return HTPW_ERR_SHAPE;
         }
         g->groups = 1;
         per_output = (uint64_t)g->k_h * (uint64_t)g->k_w;
-        break;
-    case HTPW_OP_CONV1X1:
+    } else if (htpw_op_is(op, CONV1X1)) {
         op->out.h = op->in.h;
         op->out.w = op->in.w;
         per_output = op->in.c;
-        break;
-    default: /* fc */
+    } else { /* fc */
         op->out.h = op->out.w = 1;
         per_output = htpw_tensor_size(&op->in);
-        break;
     }
     if (per_output * op->out.c > HTPW_TENSOR_MAX) {
         return HTPW_ERR_SHAPE;
@@ -224,15 +222,16 @@ static int htpw_linear_shape(const uint8_t *record, struct htpw_op *op) {
     return HTPW_OK;
 }
 
-static uint32_t htpw_record_bytes(uint8_t kind) {
+/* Bytes of the record of an operator, or an error. */
+static int htpw_record_bytes(uint8_t kind) {
     switch (kind) {
 #define HTPW_RECORD_CASE(name, id, bytes)                                                                              \
     case id:                                                                                                           \
-        return bytes;
+        return HTPW_WITH(name) ? (bytes) : HTPW_LEFT_OUT_OPERATOR(id);
         HTPW_OPERATORS(HTPW_RECORD_CASE)
 #undef HTPW_RECORD_CASE
     default:
-        return 0;
+        return HTPW_ERR_OPERATOR;
     }
 }
 
@@ -246,11 +245,11 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     htpw_zero(op, sizeof *op);
     op->index = cursor->index;
     op->kind = model->ops.data[cursor->ops];
-    const uint32_t bytes = htpw_record_bytes(op->kind);
-    if (bytes == 0) {
-        return HTPW_ERR_OPERATOR;
+    const int bytes = htpw_record_bytes(op->kind);
+    if (bytes < 0) {
+        return bytes;
     }
-    const uint8_t *record = htpw_take(model->ops, &cursor->ops, bytes);
+    const uint8_t *record = htpw_take(model->ops, &cursor->ops, (uint32_t)bytes);
     if (record == NULL) {
         return HTPW_ERR_DATA;
     }
@@ -269,11 +268,11 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     }
 
     int error = HTPW_OK;
-    if (op->kind >= HTPW_OP_ADD) {
+    if (HTPW_ANY_PLAIN && op->kind >= HTPW_OP_ADD) {
         error = htpw_decode_plain(model, cursor, record, op);
     } else {
         error = htpw_decode_linear(model, cursor, record, op);
-        if (error == HTPW_OK && (op->kind == HTPW_OP_CONV || op->kind == HTPW_OP_DEPTHWISE)) {
+        if (error == HTPW_OK && (htpw_op_is(op, CONV) || htpw_op_is(op, DEPTHWISE))) {
             error = htpw_decode_spatial(record, op);
         }
         if (error == HTPW_OK) {
@@ -299,7 +298,7 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     g->out_c = op->out.c;
     op->out.written = 1;
     cursor->slot[op->slot_out] = op->out;
-    error = htpw_pack_step(model, cursor, op);
+    error = HTPW_WITH(PACKS) ? htpw_pack_step(model, cursor, op) : HTPW_OK;
     cursor->index++;
     return error == HTPW_OK ? 1 : error;
 }
@@ -338,10 +337,10 @@ int htpw_quant_check(const struct htpw_op *op) {
 }
 
 uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    if (op->kind == HTPW_OP_ATTEND) {
+    if (htpw_op_is(op, ATTEND)) {
         return htpw_round16((uint32_t)op->in.h * op->in.w);
     }
-    const uint32_t kernel = op->kind == HTPW_OP_DEPTHWISE
+    const uint32_t kernel = htpw_op_is(op, DEPTHWISE)
                                 ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
                                 : htpw_backend_scratch(rule, op->products);
     return op->products != 0 ? htpw_op_quant_bytes(op) + htpw_round16(kernel) : 0u;

@@ -127,18 +127,19 @@ static int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
 
 int htpw_decode_plain(const struct htpw_model *model, struct htpw_cursor *cursor, const uint8_t *record,
                       struct htpw_op *op) {
-    switch (op->kind) {
-    case HTPW_OP_ADD:
+    if (htpw_op_is(op, ADD)) {
         return htpw_decode_add(record, cursor, op);
-    case HTPW_OP_MUL:
+    }
+    if (htpw_op_is(op, MUL)) {
         return htpw_decode_mul(record, cursor, op);
-    case HTPW_OP_ATTEND:
+    }
+    if (htpw_op_is(op, ATTEND)) {
         return htpw_decode_attend(record, cursor, op);
-    case HTPW_OP_TABLE:
+    }
+    if (htpw_op_is(op, TABLE)) {
         htpw_same_shape(op);
         op->table = htpw_take_weights(model, cursor, 4, HTPW_TABLE_BYTES);
         return op->table != NULL ? HTPW_OK : HTPW_ERR_DATA;
-    default: /* the pools */
-        return htpw_decode_pool(record, op);
     }
+    return htpw_decode_pool(record, op);
 }

@@ -63,7 +63,10 @@ static int htpw_matrix_check(const struct htpw_matrix *m) {
     if (bound >= HTPW_ACC_LIMIT || (bound << left) >= HTPW_ACC_LIMIT) {
         return HTPW_ERR_OVERFLOW;
     }
-    if (m->seed != 0) {
+    if (!HTPW_WITH(LARGE) && htpw_matrix_is_large(m)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_LARGE);
+    }
+    if (HTPW_WITH(SEEDED) && m->seed != 0) {
         return HTPW_OK;
     }
     return htpw_bits_tail_is_zero(m->weights, (uint32_t)m->rows * m->cols, m->weight_bits) &&
@@ -228,7 +231,8 @@ static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r,
     head->generator = p[1];
     head->shared[0] = head->shared[1] = HTPW_OWN;
     const int error = htpw_generator_load(model, head->generator, &generator);
-    if (error != HTPW_OK && (head->kind != HTPW_SOURCE_CODEBOOK || model->generators.length != 0)) {
+    if (error != HTPW_OK &&
+        (!HTPW_WITH(CODEBOOK) || head->kind != HTPW_SOURCE_CODEBOOK || model->generators.length != 0)) {
         return error;
     }
     if (error != HTPW_OK) { /* a codebook's table of weights needs no generator; one of codes is refused with its missing head */
@@ -237,7 +241,7 @@ static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r,
     switch (head->kind) {
 #define HTPW_HEAD_CASE(name, id, read)                                                                                 \
     case id:                                                                                                           \
-        return read(r, &generator, head);
+        return HTPW_WITH(name) ? read(r, &generator, head) : HTPW_LEFT_OUT_SOURCE(id);
         HTPW_HEADS(HTPW_HEAD_CASE)
 #undef HTPW_HEAD_CASE
     default:
@@ -261,8 +265,9 @@ static int htpw_find_head(const struct htpw_model *model, uint32_t index, struct
 int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
     struct htpw_head other;
     int error = htpw_find_head(model, index, head);
-    const int is_codebook = error == HTPW_OK && head->kind == HTPW_SOURCE_CODEBOOK;
-    for (uint32_t i = 0; error == HTPW_OK && i < head->stages; i++) {
+    const int is_codebook = HTPW_WITH(CODEBOOK) && error == HTPW_OK && head->kind == HTPW_SOURCE_CODEBOOK;
+    const int may_share = HTPW_WITH(CODEBOOK) || HTPW_WITH(FACTORISED);
+    for (uint32_t i = 0; may_share && error == HTPW_OK && i < head->stages; i++) {
         if (head->shared[i] == HTPW_OWN) {
             continue;
         }
@@ -307,7 +312,7 @@ int htpw_heads_check(struct htpw_model *model) {
         for (uint32_t k = 0; error == HTPW_OK && k < head.stages; k++) {
             error = htpw_matrix_check(&head.stage[k]);
         }
-        if (error == HTPW_OK && head.table != NULL) {
+        if (HTPW_WITH(CODEBOOK) && error == HTPW_OK && head.table != NULL) {
             error = htpw_generator_load(model, head.generator, &g);
             const uint32_t row = head.stages != 0 ? g.dz : head.tile;
             error = head.stages == 0 || error == HTPW_OK

@@ -22,12 +22,15 @@ static uint32_t htpw_layout_weight_bytes(const struct htpw_layout *layout, uint3
 }
 
 uint32_t htpw_layout_bytes(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c) {
+    if (!HTPW_ANY_BLOCKS) {
+        return (out_c * in_c + 3u) & ~UINT32_C(3);
+    }
     const uint32_t sums = layout->sums ? 4u * htpw_blocks(out_c, layout->out_block) * layout->out_block : 0u;
     return htpw_layout_weight_bytes(layout, out_c, in_c) + sums;
 }
 
 void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed) {
-    if (out_c % layout->out_block == 0 && in_c % layout->in_block == 0) {
+    if (!HTPW_ANY_BLOCKS || (out_c % layout->out_block == 0 && in_c % layout->in_block == 0)) {
         return; /* nothing fills up */
     }
     const uint32_t bytes = htpw_layout_weight_bytes(layout, out_c, in_c);
@@ -79,6 +82,12 @@ static void htpw_layout_put_steps(const struct htpw_layout *layout, uint32_t row
 
 void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
                      void *packed) {
+    if (!HTPW_ANY_BLOCKS) {
+        for (uint32_t i = 0; i < count; i++) {
+            ((int8_t *)packed)[first + i] = w[i];
+        }
+        return;
+    }
     const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
     uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
     uint32_t left_of_block = ob - o % ob; /* rows, this one included */
@@ -121,7 +130,7 @@ static int32_t htpw_layout_weight(const struct htpw_layout *layout, const void *
 }
 
 void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed) {
-    if (!layout->sums) {
+    if (!HTPW_ANY_BLOCKS || !layout->sums) {
         return;
     }
     const uint32_t steps = htpw_blocks(in_c, layout->in_block);

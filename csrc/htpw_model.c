@@ -96,6 +96,18 @@ static int htpw_codes_check(const struct htpw_model *model, const struct htpw_op
     return error;
 }
 
+/* The error of a part that the operator needs and this build has not. */
+static int htpw_op_left_out(const struct htpw_op *op) {
+#define HTPW_EXTRA_CHECK(name, id)                                                                                     \
+    if (!HTPW_WITH(name) && !((id) == HTPW_EXTRA_ODD && HTPW_SMALL) && htpw_op_needs(op, HTPW_EXTRA_##name)) {         \
+        return HTPW_LEFT_OUT_EXTRA(id);                                                                                \
+    }
+    HTPW_EXTRAS(HTPW_EXTRA_CHECK)
+#undef HTPW_EXTRA_CHECK
+    (void)op; /* of a build that has everything */
+    return HTPW_OK;
+}
+
 int htpw_operators_check(struct htpw_model *model) {
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -110,6 +122,10 @@ int htpw_operators_check(struct htpw_model *model) {
         const uint32_t out_bytes = htpw_round16(htpw_tensor_size(&op.out));
         if (out_bytes > model->slot_bytes[op.slot_out]) {
             model->slot_bytes[op.slot_out] = out_bytes;
+        }
+        const int left_out = htpw_op_left_out(&op);
+        if (left_out != HTPW_OK) {
+            return left_out;
         }
         if (op.weight_count != 0) { /* a linear operator */
             int error = htpw_quant_check(&op);
@@ -133,7 +149,7 @@ int htpw_operators_check(struct htpw_model *model) {
         cursor.weights != model->weights.length || cursor.codes != model->codes.length) {
         return HTPW_ERR_DATA;
     }
-    if (cursor.pack != model->pack.length) {
+    if (HTPW_WITH(PACKS) && cursor.pack != model->pack.length) {
         return HTPW_ERR_PACK; /* an entry out of order, or of no operator or part */
     }
     model->output_bytes = htpw_tensor_size(&op.out);

@@ -6,7 +6,6 @@
 #include "htpw_internal.h"
 
 #define HTPW_SYNTH_BATCH 512u   /* weights that pass through scratch at one time, unless one tile is larger */
-#define HTPW_SYNTH_PACKED 4096u /* bytes of a matrix that is worth a copy in scratch */
 
 /* Hands out scratch; with base NULL it only counts, which is how the plan learns the size. */
 struct htpw_bump {
@@ -59,7 +58,7 @@ static void htpw_stream_start(struct htpw_stream *s, const struct htpw_matrix *m
 }
 
 static void htpw_stream_read(struct htpw_stream *s, uint32_t n, int8_t *to) {
-    if (s->matrix->seed == 0) {
+    if (!HTPW_WITH(SEEDED) || s->matrix->seed == 0) {
         htpw_values_read(s->matrix->weights, s->next, n, s->matrix->weight_bits, to);
         s->next += n;
         return;
@@ -83,6 +82,10 @@ static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layou
     struct htpw_stream stream;
     int8_t some[64];
     htpw_stream_start(&stream, m);
+    if (!HTPW_ANY_BLOCKS) {
+        htpw_stream_read(&stream, count, (int8_t *)packed);
+        return;
+    }
     htpw_layout_clear(layout, m->rows, m->cols, packed);
     const int is_plain = m->weight_bits == 8 && m->seed == 0;
     if (is_plain) {
@@ -102,10 +105,12 @@ static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_la
                                int32_t act_max, struct htpw_bump *bump, struct htpw_synth_layer *out,
                                struct htpw_part *part) {
     const uint32_t bytes = htpw_layout_bytes(layout, m->rows, m->cols);
-    part->matrix = *m;
-    part->rows = NULL;
     part->step = m->rows;
-    out->is_packed = bytes <= HTPW_SYNTH_PACKED;
+    if (HTPW_WITH(LARGE)) {
+        part->matrix = *m;
+        part->rows = NULL;
+    }
+    out->is_packed = !HTPW_WITH(LARGE) || bytes <= HTPW_SYNTH_PACKED; /* open has refused what is larger */
     out->weights = m->weights;
     out->biases = NULL;
     out->bias_max = 0;
@@ -132,8 +137,10 @@ static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_la
         int32_t *biases = (int32_t *)(void *)htpw_bump_take(bump, 4u * m->rows);
         for (uint32_t i = 0; biases != NULL && i < m->rows; i++) {
             const int32_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
-            const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
-            out->bias_max = magnitude > out->bias_max ? magnitude : out->bias_max;
+            if (HTPW_ANY_FUSED) { /* the only one to ask */
+                const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
+                out->bias_max = magnitude > out->bias_max ? magnitude : out->bias_max;
+            }
             biases[i] = bias;
         }
         out->biases = biases;
@@ -171,7 +178,7 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     s->job.dz = 0;
     s->job.state = 0;
     s->is_fused = s->head.stages != 0 && s->head.entries == 0; /* ids would have to be looked up by the backend */
-    if (s->head.stages != 0) {
+    if (!HTPW_WITH(CODEBOOK) || s->head.stages != 0) {
         widest = htpw_synth_layers(model, &rule->layout, c, &bump, s);
         part = s->part[s->job.layers - 1u].step;
     }
@@ -205,17 +212,17 @@ uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
 /* ---- where weights go ---- */
 
 static const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    const int is_matrix = op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
+    const int is_matrix = !HTPW_WITH(WINDOWS) || op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
     return is_matrix ? &rule->layout : &htpw_backend_rule(HTPW_BACKEND_PORTABLE)->layout;
 }
 
 uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    return op->is_narrow ? (op->weight_count + 1u) / 2u
+    return HTPW_WITH(NARROW) && op->is_narrow ? (op->weight_count + 1u) / 2u
                          : htpw_layout_bytes(htpw_op_layout(rule, op), op->out.c, op->products);
 }
 
 void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w) {
-    if (op->is_narrow) {
+    if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_values_read(kernel, 0, op->weight_count, 4, w);
     } else {
         htpw_layout_get(htpw_op_layout(rule, op), op->out.c, op->products, kernel, w);
@@ -235,8 +242,8 @@ static void htpw_sink_start(struct htpw_sink *to, const struct htpw_backend_rule
     to->op = op;
     to->layout = htpw_op_layout(rule, op);
     to->kernel = kernel;
-    to->by_filter = op->kind == HTPW_OP_DEPTHWISE && op->codes != NULL;
-    if (op->is_narrow) {
+    to->by_filter = HTPW_WITH(WINDOWS) && htpw_op_is(op, DEPTHWISE) && op->codes != NULL;
+    if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_zero(kernel, (op->weight_count + 1u) / 2u);
     } else {
         htpw_layout_clear(to->layout, op->out.c, op->products, kernel);
@@ -250,8 +257,8 @@ static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t c
         return;
     }
     count = op->weight_count - first < count ? op->weight_count - first : count;
-    if (!op->is_narrow && !to->by_filter) {
-        if (to->layout->out_block == 1) { /* row-major */
+    if (!(HTPW_WITH(NARROW) && op->is_narrow) && !(HTPW_WITH(WINDOWS) && to->by_filter)) {
+        if (HTPW_ANY_BLOCKS && to->layout->out_block == 1) { /* row-major */
             for (uint32_t k = 0; k < count; k++) {
                 ((int8_t *)to->kernel)[first + k] = w[k];
             }
@@ -281,7 +288,7 @@ static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t c
 }
 
 static void htpw_sink_finish(const struct htpw_sink *to) {
-    if (!to->op->is_narrow) {
+    if (!(HTPW_WITH(NARROW) && to->op->is_narrow)) {
         htpw_layout_finish(to->layout, to->op->out.c, to->op->products, to->kernel);
     }
 }
@@ -327,7 +334,7 @@ static void htpw_layer_run_parts(const struct htpw_backend *backend, const struc
 /* Codes of some tiles, as int8: their own, or those of their entries. */
 static void htpw_synth_codes(const struct htpw_op *op, const struct htpw_synth *s, uint32_t tile, uint32_t tiles) {
     const uint32_t dz = s->job.dz;
-    if (s->head.entries == 0) {
+    if (!HTPW_WITH(CODEBOOK) || s->head.entries == 0) {
         htpw_values_read(op->codes, tile * dz, tiles * dz, op->code_bits, s->buffer[0]);
         return;
     }
@@ -344,7 +351,7 @@ static void htpw_synth_plainly(const struct htpw_backend *backend, const struct 
     htpw_synth_codes(op, s, tile, tiles);
     for (; i + 1u < s->job.layers; i++, from ^= 1u) {
         const struct htpw_synth_layer *layer = &s->job.layer[i];
-        if (layer->is_packed) {
+        if (!HTPW_WITH(LARGE) || layer->is_packed) {
             htpw_layer_run(backend, layer, tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u]);
         } else {
             htpw_layer_run_parts(backend, layer, &s->part[i], tiles, s->scratch, s->buffer[from],
@@ -352,7 +359,7 @@ static void htpw_synth_plainly(const struct htpw_backend *backend, const struct 
         }
     }
     const uint32_t rows = s->head.tile;
-    if (s->job.layer[i].is_packed) {
+    if (!HTPW_WITH(LARGE) || s->job.layer[i].is_packed) {
         htpw_layer_run(backend, &s->job.layer[i], tiles, s->scratch, s->buffer[from], s->weights);
         htpw_sink_put(to, tile * rows, tiles * rows, s->weights);
     } else {
@@ -424,9 +431,9 @@ static void htpw_synth_tiles(const struct htpw_backend *backend, const struct ht
     s->job.codes = op->codes;
     s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
     s->job.code_bits = op->code_bits;
-    for (uint32_t tile = htpw_synth_direct(backend, s, to, all), tiles; tile < all; tile += tiles) {
+    for (uint32_t tile = HTPW_ANY_FUSED ? htpw_synth_direct(backend, s, to, all) : 0u, tiles; tile < all; tile += tiles) {
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
-        if (!htpw_synth_through(backend, s, tile, tiles, to)) {
+        if (!HTPW_ANY_FUSED || !htpw_synth_through(backend, s, tile, tiles, to)) {
             htpw_synth_plainly(backend, op, s, tile, tiles, to);
         }
     }
@@ -463,9 +470,9 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
                        struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel) {
     struct htpw_sink to;
     htpw_sink_start(&to, htpw_backend_rule(backend->id), op, kernel);
-    if (op->codes == NULL) {
+    if (HTPW_ANY_CACHED_STORED && op->codes == NULL) {
         htpw_synth_stored(op, &to);
-    } else {
+    } else if (HTPW_ANY_TILES) {
         const int with = htpw_backend_synthesis(backend->id);
         const uint32_t wanted = op->head * 2u + op->is_narrow, span = htpw_kernel_bytes(htpw_backend_rule(backend->id), op);
         if (s->made_for != wanted || span > s->job.span) { /* what a backend prepares may depend on the span */
@@ -473,7 +480,7 @@ void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend
             s->job.span = span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
             s->made_for = wanted;
         }
-        if (s->job.layers != 0) {
+        if (!HTPW_WITH(CODEBOOK) || s->job.layers != 0) {
             htpw_synth_tiles(htpw_backend_get(with), op, s, &to);
         } else {
             htpw_synth_entries(op, s, &to);

@@ -11,7 +11,7 @@ static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htp
     const size_t x_step = (size_t)g->dil_w * (size_t)g->in_c, w_step = (size_t)g->out_c;
     int32_t o = 0;
 
-    for (; times == 1 && o + HTPW_LANES <= g->out_c; o += HTPW_LANES) {
+    for (; !HTPW_SMALL && times == 1 && o + HTPW_LANES <= g->out_c; o += HTPW_LANES) {
         uint32_t s0 = htpw_bias(bias, o), s1 = htpw_bias(bias, o + 1);
         uint32_t s2 = htpw_bias(bias, o + 2), s3 = htpw_bias(bias, o + 3);
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
@@ -33,10 +33,12 @@ static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htp
     for (; o < g->out_c; o++) {
         uint32_t sum = htpw_bias(bias, o);
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
-            for (int32_t kx = tx.first; kx < tx.end; kx++) {
-                const size_t at = htpw_cell(0, y0 + ky * g->dil_h, x0 + kx * g->dil_w, 0, g->in_w, g->in_c);
-                const int8_t weight = w[htpw_cell(0, ky, kx, 0, g->k_w, g->out_c) + (size_t)o];
-                sum += (uint32_t)((x[at + (size_t)(o / times)] + in_offset) * weight);
+            size_t xi = htpw_cell(0, y0 + ky * g->dil_h, x0 + tx.first * g->dil_w, 0, g->in_w, g->in_c);
+            size_t wi = htpw_cell(0, ky, tx.first, 0, g->k_w, g->out_c);
+            xi += (size_t)(o / times);
+            wi += (size_t)o;
+            for (int32_t kx = tx.first; kx < tx.end; kx++, xi += x_step, wi += w_step) {
+                sum += (uint32_t)((x[xi] + in_offset) * w[wi]);
             }
         }
         y[o] = htpw_output_s8(q, o, sum);

@@ -11,7 +11,7 @@
 
 /* Cortex-M with the DSP extension and without Helium, little-endian, compiled by GCC or clang. */
 #if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && !defined(__ARM_FEATURE_MVE) &&                        \
-    !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !defined(HTPW_CONFIG_NO_ARMV7EM_DSP)
+    !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !HTPW_SMALL && !defined(HTPW_CONFIG_NO_ARMV7EM_DSP)
 #if __ARM_ARCH_PROFILE == 'M'
 #define HTPW_HAS_ARMV7EM_DSP 1
 #endif

@@ -100,8 +100,8 @@ void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requan
     struct htpw_dsp_output k;
     struct htpw_dsp_line line;
     (void)scratch;
-    if (g->out_c != g->in_c || g->out_c < 4 || g->k_h > HTPW_DSP_TAPS || g->k_w > HTPW_DSP_TAPS ||
-        g->k_h * g->k_w > HTPW_DSP_TAPS) {
+    if (HTPW_WITH(ODD) && (g->out_c != g->in_c || g->out_c < 4 || g->k_h > HTPW_DSP_TAPS || g->k_w > HTPW_DSP_TAPS ||
+                           g->k_h * g->k_w > HTPW_DSP_TAPS)) {
         htpw_depthwise_s8_ref(g, q, in_offset, x, w, bias, y);
         return;
     }

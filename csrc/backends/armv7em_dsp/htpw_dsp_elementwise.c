@@ -62,7 +62,7 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
     const int32_t right = -p->out_shift;
     const size_t whole = n & ~(size_t)3;
     /* 255 << 21 < 2^29, so the sum of two terms is below 2^30 and may be doubled */
-    if (p->a_shift > 0 || p->b_shift > 0 || p->left_shift > 21 || right < 1 || right > HTPW_DSP_QUICK_MAX) {
+    if (HTPW_WITH(ODD) && (p->a_shift > 0 || p->b_shift > 0 || p->left_shift > 21 || right < 1 || right > HTPW_DSP_QUICK_MAX)) {
         htpw_add_s8_ref(n, p, a, b, y);
         return;
     }
@@ -85,7 +85,9 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
     } else {
         htpw_dsp_sums(1, 1, whole, &s, a, b, y);
     }
-    htpw_add_s8_ref(n - whole, p, a + whole, b + whole, y + whole);
+    if (HTPW_WITH(ODD)) {
+        htpw_add_s8_ref(n - whole, p, a + whole, b + whole, y + whole);
+    }
 }
 
 /* The cells of a pooling window, cut to the input. */
@@ -194,7 +196,7 @@ HTPW_DSP_INLINE void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min,
 }
 
 void htpw_avgpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y) {
-    if (g->in_c < 4) {
+    if (HTPW_WITH(ODD) && g->in_c < 4) {
         htpw_avgpool_s8_ref(g, act_min, act_max, x, y);
     } else {
         htpw_dsp_pool(g, act_min, act_max, x, y, htpw_dsp_mean4);
@@ -202,7 +204,7 @@ void htpw_avgpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t a
 }
 
 void htpw_maxpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y) {
-    if (g->in_c < 4) {
+    if (HTPW_WITH(ODD) && g->in_c < 4) {
         htpw_maxpool_s8_ref(g, act_min, act_max, x, y);
     } else {
         htpw_dsp_pool(g, act_min, act_max, x, y, htpw_dsp_max4);

@@ -276,7 +276,7 @@ static void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int32_t in
 static void htpw_conv1x1_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                 int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
                                 void *scratch, int8_t *y) {
-    if (in_c < 4 || out_c < 4) {
+    if (HTPW_WITH(ODD) && (in_c < 4 || out_c < 4)) {
         htpw_conv1x1_s8_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
     } else {
         htpw_dsp_matrix(HTPW_DSP_ROWS, rows, in_c, out_c, q, in_offset, x, w, bias, scratch, y);
@@ -359,7 +359,7 @@ static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requ
                              const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     const int32_t products = g->k_h * g->k_w * g->in_c, cells = g->n * g->out_h * g->out_w;
     struct htpw_dsp_product p;
-    if (g->groups != 1 || products < 4 || g->out_c < 4) {
+    if (HTPW_WITH(ODD) && (g->groups != 1 || products < 4 || g->out_c < 4)) {
         htpw_conv_s8_ref(g, q, in_offset, x, w, bias, y);
         return;
     }
@@ -381,15 +381,27 @@ static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requ
 }
 
 const struct htpw_backend htpw_backend_armv7em_dsp = {
-    HTPW_BACKEND_ARMV7EM_DSP, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
-    htpw_packed_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
-    htpw_conv1x1_s4_dsp,
+    HTPW_BACKEND_ARMV7EM_DSP,
+    HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_packed_s8_dsp),
+    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
     NULL /* the wide one synthesises for both */};
 
 const struct htpw_backend htpw_backend_armv7em_dsp_wide = {
-    HTPW_BACKEND_ARMV7EM_DSP_WIDE, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
-    htpw_packed_wide_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
-    htpw_conv1x1_s4_dsp,
-    htpw_dsp_synth_run};
+    HTPW_BACKEND_ARMV7EM_DSP_WIDE,
+    HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_packed_wide_s8_dsp),
+    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
+    HTPW_IF(HTPW_ANY_FUSED, htpw_dsp_synth_run)};
 
 #endif
