@@ -149,8 +149,10 @@ const struct htpw_backend *htpw_backend_get(int id) {
 #ifdef HTPW_HAS_ARMV7EM_DSP
     case HTPW_BACKEND_ARMV7EM_DSP:
         return &htpw_backend_armv7em_dsp;
+#if HTPW_ANY_WIDE
     case HTPW_BACKEND_ARMV7EM_DSP_WIDE:
         return &htpw_backend_armv7em_dsp_wide;
+#endif
 #endif
 #ifdef HTPW_HAS_ARMV81M_MVE
     case HTPW_BACKEND_ARMV81M_MVE:

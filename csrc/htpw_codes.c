@@ -53,7 +53,7 @@ int htpw_pack_step(const struct htpw_model *model, struct htpw_cursor *cursor, c
 }
 
 /* Header and checksum of a pack; `length` may be longer than the pack (a slot). */
-static int htpw_pack_header(const uint8_t *p, size_t length, uint32_t *bytes) {
+static HTPW_COLD int htpw_pack_header(const uint8_t *p, size_t length, uint32_t *bytes) {
     static const uint8_t magic[4] = {'H', 'T', 'P', 'C'};
     if (length < HTPW_PACK_HEADER) {
         return HTPW_ERR_PACK;
@@ -72,7 +72,7 @@ static int htpw_pack_header(const uint8_t *p, size_t length, uint32_t *bytes) {
 }
 
 /* Applies a pack that may be followed by something else. */
-static int htpw_pack_apply(struct htpw_model *model, const uint8_t *p, size_t length) {
+static HTPW_COLD int htpw_pack_apply(struct htpw_model *model, const uint8_t *p, size_t length) {
     uint8_t digest[HTPW_SHA256_BYTES];
     uint32_t bytes, entries = 0;
     int error = htpw_pack_header(p, length, &bytes);

@@ -31,7 +31,7 @@
 #endif
 
 /* What is run once, or seldom, is made small where the rest is made fast. */
-#if defined(__GNUC__)
+#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define HTPW_COLD __attribute__((cold, noinline))
 #else
 #define HTPW_COLD
@@ -46,8 +46,23 @@
     (HTPW_WITH(DENSE) || HTPW_WITH(FACTORISED) || HTPW_WITH(TILED) || HTPW_WITH(SEEDED) || HTPW_WITH(CODEBOOK))
 #define HTPW_ANY_FUSED (HTPW_ANY_TILES && HTPW_WITH(FUSED) && !HTPW_SMALL)
 #define HTPW_ANY_ROWS (HTPW_ANY_MATRIX && (HTPW_WITH(STORED8) || HTPW_WITH(LARGE))) /* conv1x1 by row-major weights */
+#ifdef HTPW_CONFIG_CACHE_WIDE
+#define HTPW_ANY_WIDE 1
+#else /* kernels of int16, for synthesis: without it that runs in int8, in no more scratch as long as every matrix is copied there */
+#define HTPW_ANY_WIDE (HTPW_WITH(FUSED) || HTPW_WITH(LARGE))
+#endif
 #define HTPW_ANY_BLOCKS (!HTPW_SMALL) /* a layout that is not row-major */
 #define HTPW_ANY_PACKED (HTPW_ANY_TILES || HTPW_ANY_CACHED_STORED)                  /* by those in the cache */
+
+/* For functions of which little is left when they are called with constants. */
+#ifdef __GNUC__
+#define HTPW_FOLDED inline __attribute__((always_inline))
+#else
+#define HTPW_FOLDED inline
+#endif
+
+/* A number of batches, rows or taps in a column, which 1-D networks have one of. */
+#define HTPW_ROWS(n) (HTPW_WITH(PLANES) ? (n) : 1)
 
 /* An entry of a backend's table, if a part needs it. */
 #define HTPW_IF(part, function) ((part) ? (function) : NULL)

@@ -122,7 +122,7 @@ static int htpw_decode_stored(const struct htpw_model *model, struct htpw_cursor
 }
 
 /* Codes or ids of an operator: how many, of which width, and where. */
-static int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
+static HTPW_COLD int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
     struct htpw_head head;
     struct htpw_generator generator;
     int error = htpw_head_load(model, op->head, &head);
@@ -309,7 +309,7 @@ static uint32_t htpw_quant_multiplier(const struct htpw_quant_view *q, uint32_t 
     return q->form == 0 ? (uint32_t)htpw_load_u16(p) << 16 : q->form == 1 ? (256u + *p) << 22 : htpw_load_u32(p);
 }
 
-int htpw_quant_check(const struct htpw_op *op) {
+HTPW_COLD int htpw_quant_check(const struct htpw_op *op) {
     const struct htpw_quant_view *q = &op->quant;
     int32_t shift_max = -31;
     for (uint32_t i = 0; i < q->count; i++) {
@@ -358,7 +358,7 @@ void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out) {
     }
 }
 
-int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits) {
+HTPW_COLD int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits) {
     const uint32_t used = (count * bits) & 7u;
     return used == 0 || (stream[(count * bits) / 8u] >> used) == 0;
 }

@@ -99,7 +99,7 @@ static int htpw_decode_attend(const uint8_t *record, const struct htpw_cursor *c
 }
 
 /* Bytes 5..17 of a pooling record. Every window must hold at least one cell of the input. */
-static int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
+static HTPW_COLD int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
     struct htpw_window *g = &op->window;
     op->out.h = htpw_load_u16(record + 6);
     op->out.w = htpw_load_u16(record + 8);

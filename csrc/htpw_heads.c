@@ -28,7 +28,7 @@ static int htpw_scale_is_valid(const struct htpw_matrix *m) {
 }
 
 /* A matrix record. `cols` comes from its place. */
-static int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, struct htpw_matrix *m) {
+static HTPW_COLD int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, struct htpw_matrix *m) {
     const uint8_t *p = htpw_read(r, 7);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -52,7 +52,7 @@ static int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, struct htpw_ma
 }
 
 /* Values of a matrix: the bound of SPEC section 7 for an input offset of 0, and zeros behind the packed arrays. */
-static int htpw_matrix_check(const struct htpw_matrix *m) {
+static HTPW_COLD int htpw_matrix_check(const struct htpw_matrix *m) {
     int64_t bias_max = 0;
     for (uint32_t i = 0; m->bias_bits != 0 && i < m->rows; i++) {
         const int64_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
@@ -75,7 +75,7 @@ static int htpw_matrix_check(const struct htpw_matrix *m) {
                : HTPW_ERR_DATA;
 }
 
-static int htpw_read_generator(struct htpw_reader *r, struct htpw_generator *g) {
+static HTPW_COLD int htpw_read_generator(struct htpw_reader *r, struct htpw_generator *g) {
     const uint8_t *p = htpw_read(r, 3);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -113,7 +113,7 @@ static int htpw_read_count(struct htpw_span section, uint32_t most, struct htpw_
     return *count != 0 && *count <= most ? HTPW_OK : HTPW_ERR_SOURCE;
 }
 
-int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct htpw_generator *generator) {
+HTPW_COLD int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct htpw_generator *generator) {
     struct htpw_reader r;
     uint32_t count;
     int error = htpw_read_count(model->generators, HTPW_GENERATORS_MAX, &r, &count);
@@ -128,7 +128,7 @@ int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct h
 
 /* ---- one function per kind: reads what follows `kind, generator` ---- */
 
-static int htpw_read_dense(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_dense(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const int error = htpw_read_matrix(r, g->width, &head->stage[0]);
     head->stages = 1;
     head->is_whole = 1;
@@ -136,14 +136,14 @@ static int htpw_read_dense(struct htpw_reader *r, const struct htpw_generator *g
     return error;
 }
 
-static int htpw_read_tiled(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_tiled(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const int error = htpw_read_matrix(r, g->width, &head->stage[0]);
     head->stages = 1;
     head->tile = head->stage[0].rows;
     return error;
 }
 
-static int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 4);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -166,7 +166,7 @@ static int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generat
     return error;
 }
 
-static int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 9);
     struct htpw_matrix *m = &head->stage[0];
     if (p == NULL) {
@@ -186,7 +186,7 @@ static int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *
     return m->seed != 0 && htpw_scale_is_valid(m) ? HTPW_OK : HTPW_ERR_RANGE;
 }
 
-static int htpw_read_codebook(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_codebook(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 3);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -220,7 +220,7 @@ static int htpw_read_codebook(struct htpw_reader *r, const struct htpw_generator
 /* ---- entries and what they share ---- */
 
 /* Reads the next entry of HEAD as it stands: shared stages are still empty. */
-static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r, struct htpw_head *head) {
     struct htpw_generator generator;
     const uint8_t *p = htpw_read(r, 2);
     if (p == NULL) {
@@ -249,7 +249,7 @@ static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r,
     }
 }
 
-static int htpw_find_head(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
+static HTPW_COLD int htpw_find_head(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
     struct htpw_reader r;
     uint32_t count;
     int error = htpw_read_count(model->heads, HTPW_HEADS_MAX, &r, &count);
@@ -262,7 +262,7 @@ static int htpw_find_head(const struct htpw_model *model, uint32_t index, struct
     return error;
 }
 
-int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
+HTPW_COLD int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
     struct htpw_head other;
     int error = htpw_find_head(model, index, head);
     const int is_codebook = HTPW_WITH(CODEBOOK) && error == HTPW_OK && head->kind == HTPW_SOURCE_CODEBOOK;
@@ -287,7 +287,7 @@ int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_h
     return error;
 }
 
-int htpw_heads_check(struct htpw_model *model) {
+HTPW_COLD int htpw_heads_check(struct htpw_model *model) {
     struct htpw_reader r;
     struct htpw_generator g;
     struct htpw_head head;

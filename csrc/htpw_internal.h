@@ -48,7 +48,9 @@
  *   LARGE     for matrices of generators and heads that are too large for a copy in scratch (htpw_matrix_is_large)
  *   PORTABLE  never; where the build has another backend, the portable one may go
  *   FUSED     never; a backend's own synthesis is only faster
- *   HOOK      never; htpw_run_partial and the hook of htpw_run */
+ *   UNROLL    never; without it loops are short, and one row of a matrix product, such as that of fc, is made as a pair of rows
+ *   HOOK      never; htpw_run_partial and the hook of htpw_run
+ *   PLANES    for tensors or windows of more than one row: without it networks are 1-D, and kernels take one batch */
 #define HTPW_EXTRAS(X)                                                                                                 \
     X(PACKS, 1)                                                                                                        \
     X(NARROW, 2)                                                                                                       \
@@ -57,7 +59,9 @@
     X(LARGE, 5)                                                                                                        \
     X(PORTABLE, 6)                                                                                                     \
     X(FUSED, 7)                                                                                                        \
-    X(HOOK, 8)
+    X(UNROLL, 8)                                                                                                       \
+    X(HOOK, 9)                                                                                                         \
+    X(PLANES, 10)
 
 /* The error of a part that was left out: operators by their number, then sources, then the others. */
 #define HTPW_LEFT_OUT_OPERATOR(id) (HTPW_LEFT_OUT_FIRST - (id))
@@ -227,11 +231,13 @@ static inline uint32_t htpw_tensor_size(const struct htpw_tensor *t) {
 }
 
 /* 1 if a decoded operator needs one of HTPW_EXTRAS. */
-static inline int htpw_op_needs(const struct htpw_op *op, enum htpw_extra extra) {
+static HTPW_FOLDED int htpw_op_needs(const struct htpw_op *op, enum htpw_extra extra) {
     const int is_matrix = op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
     switch (extra) {
     case HTPW_EXTRA_NARROW:
         return op->is_narrow;
+    case HTPW_EXTRA_PLANES:
+        return op->in.h != 1 || op->out.h != 1 || op->window.k_h > 1 || op->window.pad_top != 0;
     case HTPW_EXTRA_WINDOWS:
         return op->is_cached && !is_matrix;
     case HTPW_EXTRA_ODD: /* what any of the backends that have kernels of their own for all operators leaves to the portable ones */

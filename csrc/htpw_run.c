@@ -7,7 +7,7 @@ static int htpw_is_ready(const struct htpw_context *ctx, uint32_t layer) {
 }
 
 /* Makes one kernel of a context with a cache. Its ready bit is set last: an interrupted synthesis is simply done again. */
-static void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, struct htpw_synth *s) {
+static HTPW_COLD void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, struct htpw_synth *s) {
     uint8_t *scratch = ctx->arena;
     for (int i = 1; i < HTPW_SLOTS; i++) {
         scratch += ctx->model->slot_bytes[i];
@@ -17,7 +17,7 @@ static void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, 
 }
 
 /* Makes every kernel. */
-static int htpw_make_all(struct htpw_context *ctx) {
+static HTPW_COLD int htpw_make_all(struct htpw_context *ctx) {
     struct htpw_cursor cursor;
     struct htpw_synth s;
     struct htpw_op op;
@@ -32,7 +32,7 @@ static int htpw_make_all(struct htpw_context *ctx) {
     return result;
 }
 
-int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
+HTPW_COLD int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
                      enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend *kernels = htpw_backend_get(backend);
     const int error = htpw_plan(model, backend, walk, plan);
@@ -56,7 +56,7 @@ int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, i
 }
 
 /* Binding checks everything before it changes the context. */
-int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
+HTPW_COLD int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
               void *cache, size_t cache_bytes, int schedule) {
     struct htpw_context bound;
     struct htpw_plan plan;
@@ -83,7 +83,7 @@ int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int back
 }
 
 /* Decodes cached operator `layer` with its codes and makes its kernel. */
-static int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
+static HTPW_COLD int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
     struct htpw_synth s;
     struct htpw_op op;
     const int error =
@@ -95,14 +95,14 @@ static int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
     return error;
 }
 
-int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer) {
+HTPW_COLD int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer) {
     if (ctx == NULL || ctx->model == NULL || ctx->cache == NULL || layer >= ctx->model->cached_count) {
         return HTPW_ERR_ARGUMENT;
     }
     return htpw_make_layer(ctx, layer);
 }
 
-int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, size_t bytes) {
+HTPW_COLD int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, size_t bytes) {
     struct htpw_op op;
     if (ctx == NULL || ctx->model == NULL || weights == NULL) {
         return HTPW_ERR_ARGUMENT;

@@ -77,7 +77,7 @@ static void htpw_stream_read(struct htpw_stream *s, uint32_t n, int8_t *to) {
 }
 
 /* A small matrix into the layout of the backend, a few values at a time. */
-static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layout *layout, void *packed) {
+static HTPW_COLD void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layout *layout, void *packed) {
     const uint32_t count = (uint32_t)m->rows * m->cols;
     struct htpw_stream stream;
     int8_t some[64];
@@ -101,7 +101,7 @@ static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layou
 #endif
 }
 
-static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
+static HTPW_COLD void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
                                int32_t act_max, struct htpw_bump *bump, struct htpw_synth_layer *out,
                                struct htpw_part *part) {
     const uint32_t bytes = htpw_layout_bytes(layout, m->rows, m->cols);
@@ -168,7 +168,7 @@ static uint32_t htpw_synth_layers(const struct htpw_model *model, const struct h
 }
 
 /* Lays out scratch for one head and returns the bytes used; fills it if `base` is not NULL. Kernels are made in [-c, c]. */
-static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t index,
+static HTPW_COLD uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t index,
                                    int32_t c, uint8_t *base, struct htpw_synth *s) {
     struct htpw_bump bump = {base, 0};
     (void)htpw_head_load(model, index, &s->head); /* open has checked it */
@@ -198,7 +198,7 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     return htpw_round16(rule->synth_bytes != 0 && other.used > bump.used ? other.used : bump.used);
 }
 
-uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
+HTPW_COLD uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
     const struct htpw_backend_rule *rule = htpw_backend_rule(htpw_backend_synthesis(backend));
     uint32_t most = 0;
     for (uint32_t i = 0; i < model->head_count; i++) {
@@ -221,7 +221,7 @@ uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct ht
                          : htpw_layout_bytes(htpw_op_layout(rule, op), op->out.c, op->products);
 }
 
-void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w) {
+HTPW_COLD void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w) {
     if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_values_read(kernel, 0, op->weight_count, 4, w);
     } else {
@@ -251,7 +251,7 @@ static void htpw_sink_start(struct htpw_sink *to, const struct htpw_backend_rule
 }
 
 /* Weights first .. first + count - 1, in generation or stored order; those past the end of the kernel are dropped. */
-static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t count, const int8_t *w) {
+HTPW_COLD static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t count, const int8_t *w) {
     const struct htpw_op *op = to->op;
     if (first >= op->weight_count) {
         return;
@@ -466,14 +466,14 @@ static void htpw_synth_stored(const struct htpw_op *op, const struct htpw_sink *
     }
 }
 
-void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
+HTPW_COLD void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
                        struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel) {
     struct htpw_sink to;
     htpw_sink_start(&to, htpw_backend_rule(backend->id), op, kernel);
     if (HTPW_ANY_CACHED_STORED && op->codes == NULL) {
         htpw_synth_stored(op, &to);
     } else if (HTPW_ANY_TILES) {
-        const int with = htpw_backend_synthesis(backend->id);
+        const int with = HTPW_ANY_WIDE ? htpw_backend_synthesis(backend->id) : backend->id;
         const uint32_t wanted = op->head * 2u + op->is_narrow, span = htpw_kernel_bytes(htpw_backend_rule(backend->id), op);
         if (s->made_for != wanted || span > s->job.span) { /* what a backend prepares may depend on the span */
             (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, s);

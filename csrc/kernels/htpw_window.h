@@ -27,9 +27,15 @@ static inline struct htpw_taps htpw_clip(int32_t start, int32_t taps, int32_t di
     return t;
 }
 
+/* The same for the rows of a window, of which 1-D networks have one, inside. */
+static inline struct htpw_taps htpw_clip_rows(int32_t start, int32_t taps, int32_t dilation, int32_t size) {
+    const struct htpw_taps one = {0, 1};
+    return HTPW_WITH(PLANES) ? htpw_clip(start, taps, dilation, size) : one;
+}
+
 /* Index of channel 0 of cell (h, w) of batch n. Walks are made with indices, so that no pointer leaves its array. */
 static inline size_t htpw_cell(int32_t n, int32_t h, int32_t w, int32_t height, int32_t width, int32_t channels) {
-    const size_t row = (size_t)n * (size_t)height + (size_t)h;
+    const size_t row = HTPW_WITH(PLANES) ? (size_t)n * (size_t)height + (size_t)h : 0u;
     return (row * (size_t)width + (size_t)w) * (size_t)channels;
 }
 

@@ -325,7 +325,7 @@ def build(
     before, after = [*tool.target(core), f"-mfloat-abi={core.float_abi}", opt, *COMPILE, "-Icsrc"], [*LINK, "-lgcc"]
     before += [f"-D{define}" for define in defines]
     # zig's compiler driver knows no --undefined, so the linker script says what to keep
-    script = (layout or (HERE / "cortex_m.ld").read_text()).replace("ROOTS", " ".join(f".text.{name}" for name in roots))
+    script = (layout or (HERE / "cortex_m.ld").read_text()).replace("ROOTS", " ".join(f"{section}.{name}" for name in roots for section in (".text", ".text.unlikely")))
     folder = cache_folder()
     path = folder / f"{core.name}-{tool.kind}{opt}-{_fingerprint([*before, *after, script], tool, files)}.elf"
     if not path.exists():
