@@ -319,13 +319,13 @@ HTPW_COLD int htpw_quant_check(const struct htpw_op *op) {
         }
         shift_max = shift > shift_max ? shift : shift_max;
     }
-    int64_t bias_max = 0;
+    uint32_t bias_max = 0;
     for (uint32_t i = 0; i < q->channels; i++) {
-        const int64_t bias = htpw_bits_signed(q->biases, i, q->bias_bits);
-        const int64_t magnitude = bias < 0 ? -bias : bias;
+        const int32_t bias = htpw_bits_signed(q->biases, i, q->bias_bits);
+        const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
         bias_max = magnitude > bias_max ? magnitude : bias_max;
     }
-    const uint64_t bound = (uint64_t)op->products * (255u * 128u) + (uint64_t)bias_max;
+    const uint64_t bound = (uint64_t)op->products * (255u * 128u) + bias_max;
     const uint32_t left = shift_max > 0 ? (uint32_t)shift_max : 0u;
     if (bound >= HTPW_ACC_LIMIT || (bound << left) >= HTPW_ACC_LIMIT) {
         return HTPW_ERR_OVERFLOW;
@@ -340,22 +340,41 @@ uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw
     if (htpw_op_is(op, ATTEND)) {
         return htpw_round16((uint32_t)op->in.h * op->in.w);
     }
-    const uint32_t kernel = htpw_op_is(op, DEPTHWISE)
+    const uint32_t kernel = !HTPW_ANY_BLOCKS ? 0u
+                            : htpw_op_is(op, DEPTHWISE)
                                 ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
                                 : htpw_backend_scratch(rule, op->products);
     return op->products != 0 ? htpw_op_quant_bytes(op) + htpw_round16(kernel) : 0u;
+}
+
+/* n fields of 0 .. 32 bits plus `base`, one after the other: signed if `sign` is 2^31, else 0. */
+static void htpw_fields_read(const uint8_t *p, uint32_t n, uint32_t bits, uint32_t sign, int32_t base, int32_t *out) {
+    const uint32_t mask = bits != 0 ? UINT32_MAX >> (32u - bits) : 0u;
+    uint32_t held = 0, have = 0; /* what has been read of the next field: less than 8 bits, or a whole field and more */
+    sign = bits != 0 ? sign >> (32u - bits) : 0u;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t value = held;
+        if (have >= bits) {
+            held >>= bits;
+        } else {
+            do {
+                held = *p++;
+                value |= held << have;
+                have += 8u;
+            } while (have < bits);
+            held >>= 8u - (have - bits);
+        }
+        have -= bits;
+        out[i] = (int32_t)(((value & mask) ^ sign) - sign) + base;
+    }
 }
 
 void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out) {
     for (uint32_t i = 0; i < q->count; i++) {
         *out++ = (int32_t)htpw_quant_multiplier(q, i);
     }
-    for (uint32_t i = 0; i < q->count; i++) {
-        *out++ = q->shift_base + (int32_t)htpw_bits_unsigned(q->shifts, i, q->shift_bits);
-    }
-    for (uint32_t i = 0; i < q->channels; i++) {
-        *out++ = htpw_bits_signed(q->biases, i, q->bias_bits);
-    }
+    htpw_fields_read(q->shifts, q->count, q->shift_bits, 0, q->shift_base, out);
+    htpw_fields_read(q->biases, q->channels, q->bias_bits, UINT32_C(1) << 31, 0, out + q->count);
 }
 
 HTPW_COLD int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits) {

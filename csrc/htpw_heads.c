@@ -53,12 +53,13 @@ static HTPW_COLD int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, stru
 
 /* Values of a matrix: the bound of SPEC section 7 for an input offset of 0, and zeros behind the packed arrays. */
 static HTPW_COLD int htpw_matrix_check(const struct htpw_matrix *m) {
-    int64_t bias_max = 0;
+    uint32_t bias_max = 0;
     for (uint32_t i = 0; m->bias_bits != 0 && i < m->rows; i++) {
-        const int64_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
-        bias_max = bias > bias_max ? bias : -bias > bias_max ? -bias : bias_max;
+        const int32_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
+        const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
+        bias_max = magnitude > bias_max ? magnitude : bias_max;
     }
-    const uint64_t bound = (uint64_t)m->cols * (128u * 128u) + (uint64_t)bias_max;
+    const uint64_t bound = (uint64_t)m->cols * (128u * 128u) + bias_max;
     const uint32_t left = m->shift > 0 ? (uint32_t)m->shift : 0u;
     if (bound >= HTPW_ACC_LIMIT || (bound << left) >= HTPW_ACC_LIMIT) {
         return HTPW_ERR_OVERFLOW;

@@ -50,7 +50,8 @@
  *   FUSED     never; a backend's own synthesis is only faster
  *   UNROLL    never; without it loops are short, and one row of a matrix product, such as that of fc, is made as a pair of rows
  *   HOOK      never; htpw_run_partial and the hook of htpw_run
- *   PLANES    for tensors or windows of more than one row: without it networks are 1-D, and kernels take one batch */
+ *   PLANES    for tensors or windows of more than one row: without it networks are 1-D, and kernels take one batch
+ *   LAZY      never; the schedule HTPW_LAZY */
 #define HTPW_EXTRAS(X)                                                                                                 \
     X(PACKS, 1)                                                                                                        \
     X(NARROW, 2)                                                                                                       \
@@ -61,7 +62,8 @@
     X(FUSED, 7)                                                                                                        \
     X(UNROLL, 8)                                                                                                       \
     X(HOOK, 9)                                                                                                         \
-    X(PLANES, 10)
+    X(PLANES, 10)                                                                                                      \
+    X(LAZY, 11)
 
 /* The error of a part that was left out: operators by their number, then sources, then the others. */
 #define HTPW_LEFT_OUT_OPERATOR(id) (HTPW_LEFT_OUT_FIRST - (id))
@@ -249,7 +251,7 @@ static HTPW_FOLDED int htpw_op_needs(const struct htpw_op *op, enum htpw_extra e
             return htpw_tensor_size(&op->out) % 4u != 0 || e->left_shift > 21 || e->out_shift > -1 || e->out_shift < -22;
         }
         if (op->weight_count != 0) {
-            return (op->kind == HTPW_OP_CONV && op->window.groups != 1) || op->products < 4 || op->out.c < 4;
+            return (op->kind == HTPW_OP_CONV && op->window.groups != 1) || op->products < 4;
         }
         return (op->kind == HTPW_OP_AVGPOOL || op->kind == HTPW_OP_MAXPOOL) && op->in.c < 4;
     default:

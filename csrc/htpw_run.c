@@ -60,6 +60,9 @@ HTPW_COLD int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model
               void *cache, size_t cache_bytes, int schedule) {
     struct htpw_context bound;
     struct htpw_plan plan;
+    if (!HTPW_WITH(LAZY) && schedule == HTPW_LAZY) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_LAZY);
+    }
     const int error = htpw_bind_common(&bound, model, backend, arena, HTPW_WALK_SYNTHESIS, &plan);
     if (error != HTPW_OK) {
         return error;
@@ -125,7 +128,7 @@ HTPW_COLD int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t 
 static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, uint8_t *scratch, const int8_t *x,
                            int8_t *y) {
     const struct htpw_backend *b = ctx->backend;
-    if (op->is_cached && !htpw_is_ready(ctx, op->layer)) {
+    if (HTPW_WITH(LAZY) && op->is_cached && !htpw_is_ready(ctx, op->layer)) {
         const int error = htpw_make_layer(ctx, op->layer);
         if (error != HTPW_OK) {
             return error;

@@ -22,7 +22,7 @@ static uint8_t *htpw_bump_take(struct htpw_bump *bump, uint32_t bytes) {
 void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to) {
     const uint32_t at = first * bits; /* bits of a section: below 2^30 */
     const uint8_t *p = stream + at / 8u;
-    if (bits == 4 && at % 8u == 0) { /* the usual width of codes */
+    if (HTPW_WITH(UNROLL) && bits == 4 && at % 8u == 0) { /* the usual width of codes */
         for (; n > 1; n -= 2, p++) {
             *to++ = (int8_t)((int32_t)((uint32_t)*p << 28) >> 28);
             *to++ = (int8_t)((int32_t)((uint32_t)*p << 24) >> 28);
@@ -161,7 +161,7 @@ static uint32_t htpw_synth_layers(const struct htpw_model *model, const struct h
         const int32_t most = is_last ? c : 127;
         htpw_stage_prepare(m, layout, i < g.layers ? 0 : -most, most, bump, &job->layer[i], &s->part[i]);
         widest = !is_last && m->rows > widest ? m->rows : widest;
-        s->is_fused = s->is_fused && job->layer[i].is_packed;
+        s->is_fused = HTPW_ANY_FUSED && s->is_fused && job->layer[i].is_packed;
         job->layers++;
     }
     return widest;
@@ -182,7 +182,7 @@ static HTPW_COLD uint32_t htpw_synth_prepare(const struct htpw_model *model, con
         widest = htpw_synth_layers(model, &rule->layout, c, &bump, s);
         part = s->part[s->job.layers - 1u].step;
     }
-    s->group = rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
+    s->group = HTPW_ANY_BLOCKS && rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
     s->pitch = part < tile ? part : (tile + s->group - 1u) / s->group * s->group;
     s->tiles = HTPW_SYNTH_BATCH / tile & ~UINT32_C(1);
     s->tiles = s->tiles > HTPW_SYNTH_TILES_MAX ? HTPW_SYNTH_TILES_MAX : s->tiles;
@@ -190,10 +190,15 @@ static HTPW_COLD uint32_t htpw_synth_prepare(const struct htpw_model *model, con
     s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * s->pitch);
     /* What the backend's synth needs lies where the kernels' vectors do, as either it or they run. */
     struct htpw_bump other = bump;
-    other.used = htpw_round16(other.used);
-    s->job.scratch = htpw_bump_take(&other, rule->synth_bytes);
+    if (HTPW_ANY_BLOCKS) {
+        other.used = htpw_round16(other.used);
+        s->job.scratch = htpw_bump_take(&other, rule->synth_bytes);
+    }
     s->buffer[0] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
     s->buffer[1] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
+    if (!HTPW_ANY_BLOCKS) {
+        return htpw_round16(bump.used);
+    }
     s->scratch = htpw_bump_take(&bump, htpw_backend_scratch(rule, widest));
     return htpw_round16(rule->synth_bytes != 0 && other.used > bump.used ? other.used : bump.used);
 }
@@ -428,9 +433,11 @@ static uint32_t htpw_synth_direct(const struct htpw_backend *backend, struct htp
 static void htpw_synth_tiles(const struct htpw_backend *backend, const struct htpw_op *op, struct htpw_synth *s,
                              const struct htpw_sink *to) {
     const uint32_t rows = s->head.tile, all = (op->weight_count + rows - 1u) / rows;
-    s->job.codes = op->codes;
-    s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
-    s->job.code_bits = op->code_bits;
+    if (HTPW_ANY_FUSED) {
+        s->job.codes = op->codes;
+        s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
+        s->job.code_bits = op->code_bits;
+    }
     for (uint32_t tile = HTPW_ANY_FUSED ? htpw_synth_direct(backend, s, to, all) : 0u, tiles; tile < all; tile += tiles) {
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
         if (!HTPW_ANY_FUSED || !htpw_synth_through(backend, s, tile, tiles, to)) {
@@ -474,10 +481,12 @@ HTPW_COLD void htpw_synth_kernel(const struct htpw_model *model, const struct ht
         htpw_synth_stored(op, &to);
     } else if (HTPW_ANY_TILES) {
         const int with = HTPW_ANY_WIDE ? htpw_backend_synthesis(backend->id) : backend->id;
-        const uint32_t wanted = op->head * 2u + op->is_narrow, span = htpw_kernel_bytes(htpw_backend_rule(backend->id), op);
-        if (s->made_for != wanted || span > s->job.span) { /* what a backend prepares may depend on the span */
-            (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, s);
-            s->job.span = span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
+        const int is_narrow = HTPW_WITH(NARROW) && op->is_narrow;
+        const uint32_t wanted = op->head * 2u + (uint32_t)is_narrow;
+        const uint32_t span = HTPW_ANY_FUSED ? htpw_kernel_bytes(htpw_backend_rule(backend->id), op) : 0u;
+        if (s->made_for != wanted || (HTPW_ANY_FUSED && span > s->job.span)) { /* what a backend prepares may depend on the span */
+            (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, is_narrow ? 7 : 127, scratch, s);
+            s->job.span = !HTPW_ANY_FUSED ? 0u : span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
             s->made_for = wanted;
         }
         if (!HTPW_WITH(CODEBOOK) || s->job.layers != 0) {

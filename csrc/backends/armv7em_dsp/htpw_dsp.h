@@ -24,7 +24,11 @@
 extern const struct htpw_backend htpw_backend_armv7em_dsp, htpw_backend_armv7em_dsp_wide;
 
 #define HTPW_DSP_INLINE static inline __attribute__((always_inline))
-#define HTPW_DSP_SHORT __attribute__((cold, noinline)) /* what is done around assembly and not for every output */
+#if HTPW_WITH(UNROLL)
+#define HTPW_DSP_SHORT __attribute__((noinline))
+#else
+#define HTPW_DSP_SHORT __attribute__((cold, noinline)) /* what is done around assembly, not for every output: made small */
+#endif
 #define HTPW_DSP_ONCE static __attribute__((noinline)) /* one copy for all who call it */
 
 /* A word at any address; Armv7-M loads and stores it with one instruction. */

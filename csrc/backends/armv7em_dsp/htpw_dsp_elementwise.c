@@ -15,6 +15,9 @@ struct htpw_dsp_term {
  * time, so there is nothing to take off for negative values either. |x| <= 255 and left <= 22: the doubled value fits. */
 HTPW_DSP_INLINE int32_t htpw_dsp_term(const int rounds, int32_t x, const struct htpw_dsp_term *t) {
     const int32_t v2 = (int32_t)((uint32_t)x << t->left);
+    if (!HTPW_WITH(UNROLL)) { /* one loop for all: what is taken off is masked */
+        return (htpw_smmlar(v2, t->multiplier, t->rounding) + ((v2 >> 31) & -(t->right != 0))) >> t->right;
+    }
     return rounds ? (htpw_smmlar(v2, t->multiplier, t->rounding) + (v2 >> 31)) >> t->right
                   : htpw_smmulr(v2, t->multiplier);
 }
@@ -75,7 +78,9 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
         {NULL, (uint8_t)p->act_min * UINT32_C(0x01010101), (uint8_t)p->act_max * UINT32_C(0x01010101), 1,
          p->act_min == -128 && p->act_max == 127}};
     /* The input of larger scale usually has no second rounding. */
-    if (p->a_shift == 0 && p->b_shift == 0) {
+    if (!HTPW_WITH(UNROLL)) {
+        htpw_dsp_sums(1, 1, whole, &s, a, b, y);
+    } else if (p->a_shift == 0 && p->b_shift == 0) {
         htpw_dsp_sums(0, 0, whole, &s, a, b, y);
     } else if (p->a_shift == 0) {
         htpw_dsp_sums(0, 1, whole, &s, a, b, y);

@@ -200,6 +200,9 @@ HTPW_DSP_INLINE void htpw_dsp_slowly_as(const int is_s4, const struct htpw_dsp_p
     for (int32_t j = 0; j < count && p->job.bias != NULL; j++) {
         bias[j] = p->job.bias[o + j];
     }
+    if (p->kind == HTPW_DSP_ROWS && count < 4) {
+        job.pitch = 0; /* fewer than four rows: the first one four times */
+    }
     job.bias = bias; /* four of them, also where the layer has fewer left */
     job.sum = sum;
     job.finish = HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_store2 : htpw_dsp_store1;
@@ -219,7 +222,7 @@ static HTPW_COLD void htpw_dsp_slowly_s4(const struct htpw_dsp_product *p, int32
     htpw_dsp_slowly_as(1, p, rows, o, count, y);
 }
 
-/* All outputs of one or two widened rows. y: the first row's. Row-major weights: in_c >= 4 and out_c >= 4. */
+/* All outputs of one or two widened rows. y: the first row's. Row-major weights: in_c >= 4. */
 HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
     void (*const slowly)(const struct htpw_dsp_product *, int32_t, int32_t, int32_t, int8_t *) =
         is_s4 ? htpw_dsp_slowly_s4 : htpw_dsp_slowly;
@@ -238,6 +241,9 @@ HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *
     for (; o < p->out_c; o += 4) {
         if (o + 4 <= p->out_c) {
             slowly(p, rows, o, 4, y);
+        } else if (p->kind == HTPW_DSP_ROWS && p->out_c < 4) {
+            slowly(p, rows, o, 1, y);
+            o -= 3;
         } else if (p->kind == HTPW_DSP_ROWS) {
             slowly(p, rows, p->out_c - 4, 4, y); /* some are made a second time, to the same values */
         } else {
@@ -284,7 +290,7 @@ HTPW_DSP_ONCE void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int
 static void htpw_conv1x1_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                 int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
                                 void *scratch, int8_t *y) {
-    if (HTPW_WITH(ODD) && (in_c < 4 || out_c < 4)) {
+    if (HTPW_WITH(ODD) && in_c < 4) {
         htpw_conv1x1_s8_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
     } else {
         htpw_dsp_matrix(HTPW_DSP_ROWS, rows, in_c, out_c, q, in_offset, x, w, bias, scratch, y);
@@ -369,7 +375,7 @@ HTPW_DSP_SHORT static void htpw_conv_s8_dsp(const struct htpw_window *g, const s
                              const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     const int32_t products = g->k_h * g->k_w * g->in_c, cells = g->n * g->out_h * g->out_w;
     struct htpw_dsp_product p;
-    if (HTPW_WITH(ODD) && (g->groups != 1 || products < 4 || g->out_c < 4)) {
+    if (HTPW_WITH(ODD) && (g->groups != 1 || products < 4)) {
         htpw_conv_s8_ref(g, q, in_offset, x, w, bias, y);
         return;
     }
