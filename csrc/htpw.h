@@ -76,7 +76,7 @@ enum htpw_error {
 
 /* A build may leave parts of the library out (htpw_config.h). An image that needs one is refused with HTPW_ERR_LEFT_OUT, as a code of
  * its own: HTPW_LEFT_OUT_FIRST less the number of the part, whose name htpw_error_text tells. */
-#define HTPW_LEFT_OUT_FIRST (-100)
+enum { HTPW_LEFT_OUT_FIRST = -100 };
 
 /* Every backend, once: name, id, text, then its memory rule (csrc/backends/htpw_backend.h): layout {out_block, in_block, bytes,
  * sums}, row_block, depthwise_bytes, synth_bytes. */

@@ -232,8 +232,7 @@ static HTPW_COLD int htpw_read_head(const struct htpw_model *model, struct htpw_
     head->generator = p[1];
     head->shared[0] = head->shared[1] = HTPW_OWN;
     const int error = htpw_generator_load(model, head->generator, &generator);
-    if (error != HTPW_OK &&
-        (!HTPW_WITH(CODEBOOK) || head->kind != HTPW_SOURCE_CODEBOOK || model->generators.length != 0)) {
+    if (error != HTPW_OK && (head->kind != HTPW_SOURCE_CODEBOOK || model->generators.length != 0)) {
         return error;
     }
     if (error != HTPW_OK) { /* a codebook's table of weights needs no generator; one of codes is refused with its missing head */
