@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,8 +220,8 @@ class Context:
         """Operator index -> row-major int8 bytes of every cached kernel."""
         return {k.op: self.kernel(layer) for layer, k in enumerate(self.image.cached)}
 
-    def run(self, window: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong."""
+    def _window(self, window: np.ndarray) -> np.ndarray:
+        """The same window, contiguous; raises ImageError if its type or size is wrong."""
         window = np.ascontiguousarray(window)
         if window.dtype != np.int8:
             raise ImageError(f"{self.image.name}: windows must be int8, not {window.dtype}: use Image.quantise first")
@@ -228,9 +229,37 @@ class Context:
             raise ImageError(
                 f"{self.image.name}: a window has {window.size} samples, the network takes {self.image.plan.input}"
             )
+        return window
+
+    def run(self, window: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong, or a run by parts is under way."""
+        window = self._window(window)
         out = np.empty(self.image.plan.output, np.int8) if out is None else out
         code = lib.htpw_run(
             self._context, _native.int8_pointer(window), window.size, _native.int8_pointer(out), out.size
         )
         _native.check(code, self.image.name)
         return out
+
+    def run_partial(self, window: np.ndarray, out: np.ndarray, layers: int = 1) -> int:
+        """Runs at most `layers` further operators of a window; returns how many are left.
+
+        `window`, int8 and contiguous, and `out`, int8 (classes,), are the same arrays in all calls for one window. At 0 the logits are
+        in `out`, and the next call begins a new window.
+
+        Raises
+        ------
+        ImageError
+            If a size is wrong, or (ImageResumeError) an array is another than the window began with; it can still be gone on with.
+        """
+        buffers = _native.int8_pointer(self._window(window)), window.size, _native.int8_pointer(out), out.size
+        return _native.check(lib.htpw_run_partial(self._context, *buffers, layers), self.image.name)
+
+    def cancel(self) -> None:
+        """Forgets a run by parts that is under way, if there is one."""
+        _native.check(lib.htpw_run_cancel(self._context), self.image.name)
+
+    def set_hook(self, hook: Callable[[int, bool], None] | None) -> None:
+        """Sets what is called with (index, is done) before and after every operator; None for nothing. It must not raise."""
+        self._hook = ffi.NULL if hook is None else ffi.callback("void(void *, uint32_t, int)", lambda _, op, is_done: hook(op, bool(is_done)))
+        _native.check(lib.htpw_set_hook(self._context, self._hook, ffi.NULL), self.image.name)
