@@ -63,7 +63,9 @@ extern "C" {
     X(BASE, -22, "a code pack belongs to another image (SHA-256 differs)")                                             \
     X(NUMBER, -23, "a code pack has a lower number than the one applied, or not a higher one than the one stored")     \
     X(SIGNATURE, -24, "the signature was rejected")                                                                    \
-    X(SELFTEST, -25, "the self-test gave other bytes than it must")
+    X(SELFTEST, -25, "the self-test gave other bytes than it must")                                                    \
+    X(LEFT_OUT, -26, "this build of the library leaves out what the image needs")                                      \
+    X(RESUME, -27, "another input or other logits than those that htpw_run_partial began with, or a run between")
 
 enum htpw_error {
 #define HTPW_ERROR_ENUM(name, code, text) HTPW_ERR_##name = (code),
@@ -71,6 +73,10 @@ enum htpw_error {
 #undef HTPW_ERROR_ENUM
     HTPW_OK = 0
 };
+
+/* A build may leave parts of the library out (htpw_config.h). An image that needs one is refused with HTPW_ERR_LEFT_OUT, as a code of
+ * its own: HTPW_LEFT_OUT_FIRST less the number of the part, whose name htpw_error_text tells. */
+enum { HTPW_LEFT_OUT_FIRST = -100 };
 
 /* Every backend, once: name, id, text, then its memory rule (csrc/backends/htpw_backend.h): layout {out_block, in_block, bytes,
  * sums}, row_block, depthwise_bytes, synth_bytes. */
@@ -144,6 +150,10 @@ struct htpw_flash {
 
 struct htpw_backend; /* csrc/backends/htpw_backend.h */
 
+/* Called in front of (is_done 0) and behind (is_done 1) operator `op` of every run: a timer, a watchdog to be fed, a slice of sleep.
+ * It must not call the library with the same context. */
+typedef void (*htpw_hook_fn)(void *user, uint32_t op, int is_done);
+
 /* A model bound to memory and to a backend. */
 struct htpw_context {
     const struct htpw_model *model;
@@ -152,6 +162,11 @@ struct htpw_context {
     uint8_t *cache;         /* in SRAM; NULL if the kernels are in flash */
     const uint8_t *kernels; /* where they are read: the cache, or flash */
     uint8_t ready[HTPW_CACHED_MAX / 8]; /* bit l: cached kernel l has been made */
+    htpw_hook_fn hook;                  /* NULL: none */
+    void *hook_user;
+    /* of a run by parts that is under way: */
+    const int8_t *input, *logits; /* what it began with */
+    uint32_t done;                /* operators; 0: none is under way */
 };
 
 /* One cached kernel. */
@@ -194,8 +209,22 @@ int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer);
 /* Runs one window. After every kernel has been made no generator, head or code byte is read.
  *   input   int8 [H][W][C], input_bytes; read in place
  *   logits  int8 [classes], output_bytes
- *   errors  ARGUMENT */
+ *   errors  ARGUMENT; RESUME while a run by parts is under way, which it would spoil */
 int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits, size_t output_bytes);
+
+/* Runs at most `layers` >= 1 operators of a window, and with each further call the next, for callers that cannot wait for a whole one.
+ * Arguments as for htpw_run, the same in all calls for one window; input and arena must keep their bytes between them. Each call reads
+ * the records of the operators that are done once more. With HTPW_LAZY the first use of a layer takes its synthesis.
+ *   returns the number of operators left; at 0 the logits have been written, and the next call begins a new window
+ *   errors  ARGUMENT; RESUME if input or logits are not those that the window began with: it can still be gone on with */
+int htpw_run_partial(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits,
+                     size_t output_bytes, uint32_t layers);
+
+/* Forgets a run by parts that is under way, if there is one. Errors: ARGUMENT. */
+int htpw_run_cancel(struct htpw_context *ctx);
+
+/* Sets what is called around every operator, NULL for nothing; htpw_bind and htpw_bind_flash set nothing. Errors: ARGUMENT. */
+int htpw_set_hook(struct htpw_context *ctx, htpw_hook_fn hook, void *user);
 
 /* Operator and size of cached kernel `layer`. Errors: ARGUMENT. */
 int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info);
@@ -235,6 +264,12 @@ int htpw_selftest(int backend, void *memory, size_t bytes);
 
 /* CRC-32 (ISO-HDLC, as zlib), continuing from `crc`; start with 0. */
 uint32_t htpw_crc32(uint32_t crc, const void *data, size_t length);
+
+/* The parts that a build may leave out, from i = 0 on: the name behind HTPW_WITH_, or NULL past the end, and whether this build has it.
+ * Whether an opened image needs it: 1, 0, or ARGUMENT. For tools that write a configuration; firmware never calls them. */
+const char *htpw_part_name(size_t i);
+int htpw_part_is_there(size_t i);
+int htpw_model_needs(const struct htpw_model *model, size_t i);
 
 /* Text of an error code, never NULL. The i-th error's code, or 0 past the end; its name. */
 const char *htpw_error_text(int code);

@@ -8,10 +8,21 @@
 #include "backends/x86_avx2/htpw_avx2.h"
 #include "backends/x86_avx512vnni/htpw_vnni.h"
 
+/* The portable backend may be left out only where there is another on every machine that the build is for. */
+#if defined(HTPW_HAS_ARMV81M_MVE) || defined(HTPW_HAS_ARMV7EM_DSP) || defined(HTPW_HAS_THUMB) || defined(HTPW_HAS_CMSIS_NN)
+#define HTPW_HAS_PORTABLE HTPW_WITH(PORTABLE)
+#else
+#define HTPW_HAS_PORTABLE 1
+#endif
+
 /* Rules are data for every backend, also for those that this machine cannot run: a host plans for a target. */
 static const struct htpw_backend_rule htpw_rules[] = {
 #define HTPW_RULE_ROW(name, id, text, ...) [id] = {__VA_ARGS__},
+#if HTPW_ANY_BLOCKS
     HTPW_BACKENDS(HTPW_RULE_ROW)
+#else
+    [HTPW_BACKEND_PORTABLE] = {{1, 1, 1, 0}, 0, 0, 0}
+#endif
 #undef HTPW_RULE_ROW
 };
 
@@ -48,9 +59,15 @@ void htpw_conv1x1_s4_plain(int32_t rows, int32_t in_c, int32_t out_c, const stru
 }
 
 static const struct htpw_backend htpw_portable = {
-    HTPW_BACKEND_PORTABLE, htpw_portable_conv,  htpw_portable_depthwise, htpw_portable_conv1x1, htpw_portable_packed,
-    htpw_add_s8_ref,       htpw_avgpool_s8_ref, htpw_maxpool_s8_ref,
-    htpw_conv1x1_s4_plain,
+    HTPW_BACKEND_PORTABLE,
+    HTPW_IF(HTPW_WITH(CONV), htpw_portable_conv),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_portable_depthwise),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_portable_conv1x1),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_portable_packed),
+    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_ref),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_ref),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_ref),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
     NULL};
 
 /* x86: a CPU has them or not; the compiler's runtime asks CPUID and XGETBV once, and keeps the answer itself. */
@@ -107,13 +124,16 @@ static int htpw_backend_best(void) {
 
 const struct htpw_backend_rule *htpw_backend_rule(int id) {
     id = id == HTPW_BACKEND_BEST ? htpw_backend_best() : id;
+    if (!HTPW_ANY_BLOCKS) { /* of a small build no other is asked for */
+        return id == HTPW_BACKEND_PORTABLE ? &htpw_rules[HTPW_BACKEND_PORTABLE] : NULL;
+    }
     return id >= HTPW_BACKEND_PORTABLE && id < HTPW_BACKEND_COUNT ? &htpw_rules[id] : NULL;
 }
 
 const struct htpw_backend *htpw_backend_get(int id) {
     switch (id == HTPW_BACKEND_BEST ? htpw_backend_best() : id) {
     case HTPW_BACKEND_PORTABLE:
-        return &htpw_portable;
+        return HTPW_HAS_PORTABLE ? &htpw_portable : NULL;
 #ifdef HTPW_HAS_X86_AVX2
     case HTPW_BACKEND_X86_AVX2:
         return htpw_find_avx2();
@@ -129,8 +149,10 @@ const struct htpw_backend *htpw_backend_get(int id) {
 #ifdef HTPW_HAS_ARMV7EM_DSP
     case HTPW_BACKEND_ARMV7EM_DSP:
         return &htpw_backend_armv7em_dsp;
+#if HTPW_ANY_WIDE
     case HTPW_BACKEND_ARMV7EM_DSP_WIDE:
         return &htpw_backend_armv7em_dsp_wide;
+#endif
 #endif
 #ifdef HTPW_HAS_ARMV81M_MVE
     case HTPW_BACKEND_ARMV81M_MVE:
@@ -165,6 +187,9 @@ int htpw_backend_is_available(int id) { return htpw_backend_get(id) != NULL; }
 
 /* A head is small and used again for every tile: where the cache keeps int8 to save memory, the head need not. */
 int htpw_backend_synthesis(int id) {
+    if (!HTPW_ANY_BLOCKS) {
+        return HTPW_BACKEND_PORTABLE;
+    }
     id = id == HTPW_BACKEND_BEST ? htpw_backend_best() : id;
     return id == HTPW_BACKEND_ARMV7EM_DSP ? HTPW_BACKEND_ARMV7EM_DSP_WIDE : id;
 }

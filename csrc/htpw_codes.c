@@ -53,7 +53,7 @@ int htpw_pack_step(const struct htpw_model *model, struct htpw_cursor *cursor, c
 }
 
 /* Header and checksum of a pack; `length` may be longer than the pack (a slot). */
-static int htpw_pack_header(const uint8_t *p, size_t length, uint32_t *bytes) {
+static HTPW_COLD int htpw_pack_header(const uint8_t *p, size_t length, uint32_t *bytes) {
     static const uint8_t magic[4] = {'H', 'T', 'P', 'C'};
     if (length < HTPW_PACK_HEADER) {
         return HTPW_ERR_PACK;
@@ -72,7 +72,7 @@ static int htpw_pack_header(const uint8_t *p, size_t length, uint32_t *bytes) {
 }
 
 /* Applies a pack that may be followed by something else. */
-static int htpw_pack_apply(struct htpw_model *model, const uint8_t *p, size_t length) {
+static HTPW_COLD int htpw_pack_apply(struct htpw_model *model, const uint8_t *p, size_t length) {
     uint8_t digest[HTPW_SHA256_BYTES];
     uint32_t bytes, entries = 0;
     int error = htpw_pack_header(p, length, &bytes);
@@ -107,6 +107,9 @@ static int htpw_pack_apply(struct htpw_model *model, const uint8_t *p, size_t le
 }
 
 int htpw_codes_apply(struct htpw_model *model, const void *pack, size_t length) {
+    if (!HTPW_WITH(PACKS)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_PACKS);
+    }
     if (model == NULL || model->image == NULL || pack == NULL) {
         return HTPW_ERR_ARGUMENT;
     }
@@ -138,6 +141,9 @@ static int htpw_slot_newest(struct htpw_model *model, const struct htpw_flash *f
 
 /* Arguments of the functions below, and the model without any pack. */
 static int htpw_slots_open(const struct htpw_model *model, const struct htpw_flash *flash, struct htpw_model *base) {
+    if (!HTPW_WITH(PACKS)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_PACKS);
+    }
     if (model == NULL || model->image == NULL) {
         return HTPW_ERR_ARGUMENT;
     }

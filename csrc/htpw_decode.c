@@ -64,7 +64,7 @@ static int htpw_decode_linear(const struct htpw_model *model, struct htpw_cursor
     if (q->multipliers == NULL) {
         return HTPW_ERR_DATA;
     }
-    const int error = htpw_pack_part(model, cursor, HTPW_PART_QUAN, all, &q->multipliers);
+    const int error = HTPW_WITH(PACKS) ? htpw_pack_part(model, cursor, HTPW_PART_QUAN, all, &q->multipliers) : HTPW_OK;
     q->shifts = q->multipliers + multipliers;
     q->biases = q->shifts + shifts;
     return error;
@@ -86,12 +86,12 @@ static int htpw_decode_spatial(const uint8_t *record, struct htpw_op *op) {
     return g->k_h && g->k_w && g->stride_h && g->stride_w && g->dil_h && g->dil_w ? HTPW_OK : HTPW_ERR_SHAPE;
 }
 
-/* Bits of a stored weight; 0 if the source is not a stored kernel. */
-static uint32_t htpw_stored_bits(uint32_t source) {
+/* Bits of a stored weight; 0 if the source is not a stored kernel, an error if it was left out. */
+static int htpw_stored_bits(uint32_t source) {
     switch (source) {
 #define HTPW_STORED_CASE(name, id, bits)                                                                               \
     case id:                                                                                                           \
-        return bits;
+        return HTPW_WITH(name) ? (bits) : HTPW_LEFT_OUT_SOURCE(id);
         HTPW_STORED(HTPW_STORED_CASE)
 #undef HTPW_STORED_CASE
     default:
@@ -122,7 +122,7 @@ static int htpw_decode_stored(const struct htpw_model *model, struct htpw_cursor
 }
 
 /* Codes or ids of an operator: how many, of which width, and where. */
-static int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
+static HTPW_COLD int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
     struct htpw_head head;
     struct htpw_generator generator;
     int error = htpw_head_load(model, op->head, &head);
@@ -153,14 +153,17 @@ static int htpw_decode_codes(const struct htpw_model *model, struct htpw_cursor 
     const uint32_t bytes = (uint32_t)((bits + 7u) / 8u); /* of a section: values and bits below 2^30 */
     op->code_count = tiles * dz;
     op->codes = htpw_take(model->codes, &cursor->codes, bytes);
-    return op->codes != NULL ? htpw_pack_part(model, cursor, HTPW_PART_CODE, bytes, &op->codes) : HTPW_ERR_DATA;
+    if (op->codes == NULL) {
+        return HTPW_ERR_DATA;
+    }
+    return HTPW_WITH(PACKS) ? htpw_pack_part(model, cursor, HTPW_PART_CODE, bytes, &op->codes) : HTPW_OK;
 }
 
 /* The weights of a linear operator: where they are stored, or the codes that make them, and their place in the cache. */
 static int htpw_decode_weights(const struct htpw_model *model, struct htpw_cursor *cursor, struct htpw_op *op) {
-    const uint32_t bits = htpw_stored_bits(op->source);
+    const int bits = htpw_stored_bits(op->source);
     if (bits != 0) {
-        const int error = htpw_decode_stored(model, cursor, bits, op);
+        const int error = bits < 0 ? bits : htpw_decode_stored(model, cursor, (uint32_t)bits, op);
         if (error != HTPW_OK) {
             return error;
         }
@@ -191,30 +194,25 @@ static int htpw_decode_weights(const struct htpw_model *model, struct htpw_curso
 static int htpw_linear_shape(const uint8_t *record, struct htpw_op *op) {
     struct htpw_window *g = &op->window;
     uint64_t per_output; /* weights per output channel */
-    switch (op->kind) {
-    case HTPW_OP_CONV:
+    if (htpw_op_is(op, CONV)) {
         g->groups = htpw_load_u16(record + 24);
         if (g->groups == 0 || op->in.c % g->groups != 0 || op->out.c % g->groups != 0) {
             return HTPW_ERR_SHAPE;
         }
         per_output = (uint64_t)g->k_h * (uint64_t)g->k_w * (uint64_t)(op->in.c / g->groups);
-        break;
-    case HTPW_OP_DEPTHWISE:
+    } else if (htpw_op_is(op, DEPTHWISE)) {
         if (op->out.c % op->in.c != 0) {
             return HTPW_ERR_SHAPE;
         }
         g->groups = 1;
         per_output = (uint64_t)g->k_h * (uint64_t)g->k_w;
-        break;
-    case HTPW_OP_CONV1X1:
+    } else if (htpw_op_is(op, CONV1X1)) {
         op->out.h = op->in.h;
         op->out.w = op->in.w;
         per_output = op->in.c;
-        break;
-    default: /* fc */
+    } else { /* fc */
         op->out.h = op->out.w = 1;
         per_output = htpw_tensor_size(&op->in);
-        break;
     }
     if (per_output * op->out.c > HTPW_TENSOR_MAX) {
         return HTPW_ERR_SHAPE;
@@ -224,15 +222,16 @@ static int htpw_linear_shape(const uint8_t *record, struct htpw_op *op) {
     return HTPW_OK;
 }
 
-static uint32_t htpw_record_bytes(uint8_t kind) {
+/* Bytes of the record of an operator, or an error. */
+static int htpw_record_bytes(uint8_t kind) {
     switch (kind) {
 #define HTPW_RECORD_CASE(name, id, bytes)                                                                              \
     case id:                                                                                                           \
-        return bytes;
+        return HTPW_WITH(name) ? (bytes) : HTPW_LEFT_OUT_OPERATOR(id);
         HTPW_OPERATORS(HTPW_RECORD_CASE)
 #undef HTPW_RECORD_CASE
     default:
-        return 0;
+        return HTPW_ERR_OPERATOR;
     }
 }
 
@@ -246,11 +245,11 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     htpw_zero(op, sizeof *op);
     op->index = cursor->index;
     op->kind = model->ops.data[cursor->ops];
-    const uint32_t bytes = htpw_record_bytes(op->kind);
-    if (bytes == 0) {
-        return HTPW_ERR_OPERATOR;
+    const int bytes = htpw_record_bytes(op->kind);
+    if (bytes < 0) {
+        return bytes;
     }
-    const uint8_t *record = htpw_take(model->ops, &cursor->ops, bytes);
+    const uint8_t *record = htpw_take(model->ops, &cursor->ops, (uint32_t)bytes);
     if (record == NULL) {
         return HTPW_ERR_DATA;
     }
@@ -269,11 +268,11 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     }
 
     int error = HTPW_OK;
-    if (op->kind >= HTPW_OP_ADD) {
+    if (HTPW_ANY_PLAIN && op->kind >= HTPW_OP_ADD) {
         error = htpw_decode_plain(model, cursor, record, op);
     } else {
         error = htpw_decode_linear(model, cursor, record, op);
-        if (error == HTPW_OK && (op->kind == HTPW_OP_CONV || op->kind == HTPW_OP_DEPTHWISE)) {
+        if (error == HTPW_OK && (htpw_op_is(op, CONV) || htpw_op_is(op, DEPTHWISE))) {
             error = htpw_decode_spatial(record, op);
         }
         if (error == HTPW_OK) {
@@ -299,7 +298,7 @@ int htpw_cursor_next(const struct htpw_model *model, struct htpw_cursor *cursor,
     g->out_c = op->out.c;
     op->out.written = 1;
     cursor->slot[op->slot_out] = op->out;
-    error = htpw_pack_step(model, cursor, op);
+    error = HTPW_WITH(PACKS) ? htpw_pack_step(model, cursor, op) : HTPW_OK;
     cursor->index++;
     return error == HTPW_OK ? 1 : error;
 }
@@ -310,7 +309,7 @@ static uint32_t htpw_quant_multiplier(const struct htpw_quant_view *q, uint32_t 
     return q->form == 0 ? (uint32_t)htpw_load_u16(p) << 16 : q->form == 1 ? (256u + *p) << 22 : htpw_load_u32(p);
 }
 
-int htpw_quant_check(const struct htpw_op *op) {
+HTPW_COLD int htpw_quant_check(const struct htpw_op *op) {
     const struct htpw_quant_view *q = &op->quant;
     int32_t shift_max = -31;
     for (uint32_t i = 0; i < q->count; i++) {
@@ -320,13 +319,13 @@ int htpw_quant_check(const struct htpw_op *op) {
         }
         shift_max = shift > shift_max ? shift : shift_max;
     }
-    int64_t bias_max = 0;
+    uint32_t bias_max = 0;
     for (uint32_t i = 0; i < q->channels; i++) {
-        const int64_t bias = htpw_bits_signed(q->biases, i, q->bias_bits);
-        const int64_t magnitude = bias < 0 ? -bias : bias;
+        const int32_t bias = htpw_bits_signed(q->biases, i, q->bias_bits);
+        const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
         bias_max = magnitude > bias_max ? magnitude : bias_max;
     }
-    const uint64_t bound = (uint64_t)op->products * (255u * 128u) + (uint64_t)bias_max;
+    const uint64_t bound = (uint64_t)op->products * (255u * 128u) + bias_max;
     const uint32_t left = shift_max > 0 ? (uint32_t)shift_max : 0u;
     if (bound >= HTPW_ACC_LIMIT || (bound << left) >= HTPW_ACC_LIMIT) {
         return HTPW_ERR_OVERFLOW;
@@ -338,28 +337,47 @@ int htpw_quant_check(const struct htpw_op *op) {
 }
 
 uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    if (op->kind == HTPW_OP_ATTEND) {
+    if (htpw_op_is(op, ATTEND)) {
         return htpw_round16((uint32_t)op->in.h * op->in.w);
     }
-    const uint32_t kernel = op->kind == HTPW_OP_DEPTHWISE
+    const uint32_t kernel = !HTPW_ANY_BLOCKS ? 0u
+                            : htpw_op_is(op, DEPTHWISE)
                                 ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
                                 : htpw_backend_scratch(rule, op->products);
     return op->products != 0 ? htpw_op_quant_bytes(op) + htpw_round16(kernel) : 0u;
+}
+
+/* n fields of 0 .. 32 bits plus `base`, one after the other: signed if `sign` is 2^31, else 0. */
+static void htpw_fields_read(const uint8_t *p, uint32_t n, uint32_t bits, uint32_t sign, int32_t base, int32_t *out) {
+    const uint32_t mask = bits != 0 ? UINT32_MAX >> (32u - bits) : 0u;
+    uint32_t held = 0, have = 0; /* what has been read of the next field: less than 8 bits, or a whole field and more */
+    sign = bits != 0 ? sign >> (32u - bits) : 0u;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t value = held;
+        if (have >= bits) {
+            held >>= bits;
+        } else {
+            do {
+                held = *p++;
+                value |= held << have;
+                have += 8u;
+            } while (have < bits);
+            held >>= 8u - (have - bits);
+        }
+        have -= bits;
+        out[i] = (int32_t)(((value & mask) ^ sign) - sign) + base;
+    }
 }
 
 void htpw_quant_expand(const struct htpw_quant_view *q, int32_t *out) {
     for (uint32_t i = 0; i < q->count; i++) {
         *out++ = (int32_t)htpw_quant_multiplier(q, i);
     }
-    for (uint32_t i = 0; i < q->count; i++) {
-        *out++ = q->shift_base + (int32_t)htpw_bits_unsigned(q->shifts, i, q->shift_bits);
-    }
-    for (uint32_t i = 0; i < q->channels; i++) {
-        *out++ = htpw_bits_signed(q->biases, i, q->bias_bits);
-    }
+    htpw_fields_read(q->shifts, q->count, q->shift_bits, 0, q->shift_base, out);
+    htpw_fields_read(q->biases, q->channels, q->bias_bits, UINT32_C(1) << 31, 0, out + q->count);
 }
 
-int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits) {
+HTPW_COLD int htpw_bits_tail_is_zero(const uint8_t *stream, uint32_t count, uint32_t bits) {
     const uint32_t used = (count * bits) & 7u;
     return used == 0 || (stream[(count * bits) / 8u] >> used) == 0;
 }

@@ -99,7 +99,7 @@ static int htpw_decode_attend(const uint8_t *record, const struct htpw_cursor *c
 }
 
 /* Bytes 5..17 of a pooling record. Every window must hold at least one cell of the input. */
-static int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
+static HTPW_COLD int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
     struct htpw_window *g = &op->window;
     op->out.h = htpw_load_u16(record + 6);
     op->out.w = htpw_load_u16(record + 8);
@@ -127,18 +127,19 @@ static int htpw_decode_pool(const uint8_t *record, struct htpw_op *op) {
 
 int htpw_decode_plain(const struct htpw_model *model, struct htpw_cursor *cursor, const uint8_t *record,
                       struct htpw_op *op) {
-    switch (op->kind) {
-    case HTPW_OP_ADD:
+    if (htpw_op_is(op, ADD)) {
         return htpw_decode_add(record, cursor, op);
-    case HTPW_OP_MUL:
+    }
+    if (htpw_op_is(op, MUL)) {
         return htpw_decode_mul(record, cursor, op);
-    case HTPW_OP_ATTEND:
+    }
+    if (htpw_op_is(op, ATTEND)) {
         return htpw_decode_attend(record, cursor, op);
-    case HTPW_OP_TABLE:
+    }
+    if (htpw_op_is(op, TABLE)) {
         htpw_same_shape(op);
         op->table = htpw_take_weights(model, cursor, 4, HTPW_TABLE_BYTES);
         return op->table != NULL ? HTPW_OK : HTPW_ERR_DATA;
-    default: /* the pools */
-        return htpw_decode_pool(record, op);
     }
+    return htpw_decode_pool(record, op);
 }

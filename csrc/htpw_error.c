@@ -1,5 +1,5 @@
 /* Error texts and names, from the one list in htpw.h. */
-#include "htpw.h"
+#include "htpw_internal.h"
 
 #define HTPW_STRING_(x) #x
 #define HTPW_STRING(x) HTPW_STRING_(x)
@@ -26,12 +26,33 @@ static const struct htpw_error_row *htpw_error_find(int code) {
     return NULL;
 }
 
+/* Parts of the library that a build may leave out. */
+static const char *htpw_left_out_text(int code) {
+    switch (code) {
+#define HTPW_LEFT_OUT_CASE(number, name)                                                                               \
+    case number:                                                                                                       \
+        return "this build of the library leaves out what the image needs: set HTPW_WITH_" #name;
+#define HTPW_OPERATOR_CASE(name, id, bytes) HTPW_LEFT_OUT_CASE(HTPW_LEFT_OUT_OPERATOR(id), name)
+#define HTPW_SOURCE_CASE(name, id, more) HTPW_LEFT_OUT_CASE(HTPW_LEFT_OUT_SOURCE(id), name)
+#define HTPW_EXTRA_CASE(name, id) HTPW_LEFT_OUT_CASE(HTPW_LEFT_OUT_EXTRA(id), name)
+        HTPW_OPERATORS(HTPW_OPERATOR_CASE)
+        HTPW_STORED(HTPW_SOURCE_CASE) HTPW_HEADS(HTPW_SOURCE_CASE) HTPW_EXTRAS(HTPW_EXTRA_CASE)
+    default:
+        return NULL;
+    }
+}
+
 const char *htpw_error_text(int code) {
+    const char *left_out = htpw_left_out_text(code);
+    if (left_out != NULL) {
+        return left_out;
+    }
     const struct htpw_error_row *row = htpw_error_find(code);
     return row != NULL ? row->text : code == 0 ? "ok" : "unknown error code";
 }
 
 const char *htpw_error_name(int code) {
+    code = htpw_left_out_text(code) != NULL ? HTPW_ERR_LEFT_OUT : code;
     const struct htpw_error_row *row = htpw_error_find(code);
     return row != NULL ? row->name : code == 0 ? "OK" : "UNKNOWN";
 }

@@ -28,7 +28,7 @@ static int htpw_scale_is_valid(const struct htpw_matrix *m) {
 }
 
 /* A matrix record. `cols` comes from its place. */
-static int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, struct htpw_matrix *m) {
+static HTPW_COLD int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, struct htpw_matrix *m) {
     const uint8_t *p = htpw_read(r, 7);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -52,18 +52,22 @@ static int htpw_read_matrix(struct htpw_reader *r, uint32_t cols, struct htpw_ma
 }
 
 /* Values of a matrix: the bound of SPEC section 7 for an input offset of 0, and zeros behind the packed arrays. */
-static int htpw_matrix_check(const struct htpw_matrix *m) {
-    int64_t bias_max = 0;
+static HTPW_COLD int htpw_matrix_check(const struct htpw_matrix *m) {
+    uint32_t bias_max = 0;
     for (uint32_t i = 0; m->bias_bits != 0 && i < m->rows; i++) {
-        const int64_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
-        bias_max = bias > bias_max ? bias : -bias > bias_max ? -bias : bias_max;
+        const int32_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
+        const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
+        bias_max = magnitude > bias_max ? magnitude : bias_max;
     }
-    const uint64_t bound = (uint64_t)m->cols * (128u * 128u) + (uint64_t)bias_max;
+    const uint64_t bound = (uint64_t)m->cols * (128u * 128u) + bias_max;
     const uint32_t left = m->shift > 0 ? (uint32_t)m->shift : 0u;
     if (bound >= HTPW_ACC_LIMIT || (bound << left) >= HTPW_ACC_LIMIT) {
         return HTPW_ERR_OVERFLOW;
     }
-    if (m->seed != 0) {
+    if (!HTPW_WITH(LARGE) && htpw_matrix_is_large(m)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_LARGE);
+    }
+    if (HTPW_WITH(SEEDED) && m->seed != 0) {
         return HTPW_OK;
     }
     return htpw_bits_tail_is_zero(m->weights, (uint32_t)m->rows * m->cols, m->weight_bits) &&
@@ -72,7 +76,7 @@ static int htpw_matrix_check(const struct htpw_matrix *m) {
                : HTPW_ERR_DATA;
 }
 
-static int htpw_read_generator(struct htpw_reader *r, struct htpw_generator *g) {
+static HTPW_COLD int htpw_read_generator(struct htpw_reader *r, struct htpw_generator *g) {
     const uint8_t *p = htpw_read(r, 3);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -110,7 +114,7 @@ static int htpw_read_count(struct htpw_span section, uint32_t most, struct htpw_
     return *count != 0 && *count <= most ? HTPW_OK : HTPW_ERR_SOURCE;
 }
 
-int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct htpw_generator *generator) {
+HTPW_COLD int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct htpw_generator *generator) {
     struct htpw_reader r;
     uint32_t count;
     int error = htpw_read_count(model->generators, HTPW_GENERATORS_MAX, &r, &count);
@@ -125,7 +129,7 @@ int htpw_generator_load(const struct htpw_model *model, uint32_t index, struct h
 
 /* ---- one function per kind: reads what follows `kind, generator` ---- */
 
-static int htpw_read_dense(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_dense(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const int error = htpw_read_matrix(r, g->width, &head->stage[0]);
     head->stages = 1;
     head->is_whole = 1;
@@ -133,14 +137,14 @@ static int htpw_read_dense(struct htpw_reader *r, const struct htpw_generator *g
     return error;
 }
 
-static int htpw_read_tiled(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_tiled(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const int error = htpw_read_matrix(r, g->width, &head->stage[0]);
     head->stages = 1;
     head->tile = head->stage[0].rows;
     return error;
 }
 
-static int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 4);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -163,7 +167,7 @@ static int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generat
     return error;
 }
 
-static int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 9);
     struct htpw_matrix *m = &head->stage[0];
     if (p == NULL) {
@@ -183,7 +187,7 @@ static int htpw_read_seeded(struct htpw_reader *r, const struct htpw_generator *
     return m->seed != 0 && htpw_scale_is_valid(m) ? HTPW_OK : HTPW_ERR_RANGE;
 }
 
-static int htpw_read_codebook(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_codebook(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 3);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -217,7 +221,7 @@ static int htpw_read_codebook(struct htpw_reader *r, const struct htpw_generator
 /* ---- entries and what they share ---- */
 
 /* Reads the next entry of HEAD as it stands: shared stages are still empty. */
-static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r, struct htpw_head *head) {
     struct htpw_generator generator;
     const uint8_t *p = htpw_read(r, 2);
     if (p == NULL) {
@@ -237,7 +241,7 @@ static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r,
     switch (head->kind) {
 #define HTPW_HEAD_CASE(name, id, read)                                                                                 \
     case id:                                                                                                           \
-        return read(r, &generator, head);
+        return HTPW_WITH(name) ? read(r, &generator, head) : HTPW_LEFT_OUT_SOURCE(id);
         HTPW_HEADS(HTPW_HEAD_CASE)
 #undef HTPW_HEAD_CASE
     default:
@@ -245,7 +249,7 @@ static int htpw_read_head(const struct htpw_model *model, struct htpw_reader *r,
     }
 }
 
-static int htpw_find_head(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
+static HTPW_COLD int htpw_find_head(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
     struct htpw_reader r;
     uint32_t count;
     int error = htpw_read_count(model->heads, HTPW_HEADS_MAX, &r, &count);
@@ -258,11 +262,12 @@ static int htpw_find_head(const struct htpw_model *model, uint32_t index, struct
     return error;
 }
 
-int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
+HTPW_COLD int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_head *head) {
     struct htpw_head other;
     int error = htpw_find_head(model, index, head);
-    const int is_codebook = error == HTPW_OK && head->kind == HTPW_SOURCE_CODEBOOK;
-    for (uint32_t i = 0; error == HTPW_OK && i < head->stages; i++) {
+    const int is_codebook = HTPW_WITH(CODEBOOK) && error == HTPW_OK && head->kind == HTPW_SOURCE_CODEBOOK;
+    const int may_share = HTPW_WITH(CODEBOOK) || HTPW_WITH(FACTORISED);
+    for (uint32_t i = 0; may_share && error == HTPW_OK && i < head->stages; i++) {
         if (head->shared[i] == HTPW_OWN) {
             continue;
         }
@@ -282,7 +287,7 @@ int htpw_head_load(const struct htpw_model *model, uint32_t index, struct htpw_h
     return error;
 }
 
-int htpw_heads_check(struct htpw_model *model) {
+HTPW_COLD int htpw_heads_check(struct htpw_model *model) {
     struct htpw_reader r;
     struct htpw_generator g;
     struct htpw_head head;
@@ -307,7 +312,7 @@ int htpw_heads_check(struct htpw_model *model) {
         for (uint32_t k = 0; error == HTPW_OK && k < head.stages; k++) {
             error = htpw_matrix_check(&head.stage[k]);
         }
-        if (error == HTPW_OK && head.table != NULL) {
+        if (HTPW_WITH(CODEBOOK) && error == HTPW_OK && head.table != NULL) {
             error = htpw_generator_load(model, head.generator, &g);
             const uint32_t row = head.stages != 0 ? g.dz : head.tile;
             error = head.stages == 0 || error == HTPW_OK

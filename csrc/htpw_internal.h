@@ -7,6 +7,7 @@
 #define HTPW_INTERNAL_H
 
 #include "htpw.h"
+#include "htpw_config.h"
 #include "backends/htpw_backend.h"
 #include "kernels/htpw_kernels.h"
 
@@ -39,11 +40,50 @@
     X(SEEDED, 6, htpw_read_seeded)                                                                                     \
     X(CODEBOOK, 7, htpw_read_codebook)
 
+/* What else a build may leave out (htpw_config.h): name, number, and whether an image needs it (docs/SPEC.md 5 has the terms):
+ *   PACKS     never; it is needed to apply code packs
+ *   NARROW    for kernels that run at 4 bits
+ *   ODD       for shapes that vector kernels leave to the portable ones (htpw_op_needs)
+ *   WINDOWS   for kernels of conv and depthwise that are made at boot
+ *   LARGE     for matrices of generators and heads that are too large for a copy in scratch (htpw_matrix_is_large)
+ *   PORTABLE  never; where the build has another backend, the portable one may go
+ *   FUSED     never; a backend's own synthesis is only faster
+ *   UNROLL    never; without it loops are short, and one row of a matrix product, such as that of fc, is made as a pair of rows
+ *   HOOK      never; htpw_run_partial and the hook of htpw_run
+ *   PLANES    for tensors or windows of more than one row: without it networks are 1-D, and kernels take one batch
+ *   LAZY      never; the schedule HTPW_LAZY */
+#define HTPW_EXTRAS(X)                                                                                                 \
+    X(PACKS, 1)                                                                                                        \
+    X(NARROW, 2)                                                                                                       \
+    X(ODD, 3)                                                                                                          \
+    X(WINDOWS, 4)                                                                                                      \
+    X(LARGE, 5)                                                                                                        \
+    X(PORTABLE, 6)                                                                                                     \
+    X(FUSED, 7)                                                                                                        \
+    X(UNROLL, 8)                                                                                                       \
+    X(HOOK, 9)                                                                                                         \
+    X(PLANES, 10)                                                                                                      \
+    X(LAZY, 11)
+
+/* The error of a part that was left out: operators by their number, then sources, then the others. */
+#define HTPW_LEFT_OUT_OPERATOR(id) (HTPW_LEFT_OUT_FIRST - (id))
+#define HTPW_LEFT_OUT_SOURCE(id) (HTPW_LEFT_OUT_FIRST - 20 - (id))
+#define HTPW_LEFT_OUT_EXTRA(id) (HTPW_LEFT_OUT_FIRST - 40 - (id))
+
+enum htpw_extra {
+#define HTPW_EXTRA_ENUM(name, id) HTPW_EXTRA_##name = (id),
+    HTPW_EXTRAS(HTPW_EXTRA_ENUM)
+#undef HTPW_EXTRA_ENUM
+};
+
 enum htpw_operator {
 #define HTPW_OPERATOR_ENUM(name, id, bytes) HTPW_OP_##name = (id),
     HTPW_OPERATORS(HTPW_OPERATOR_ENUM)
 #undef HTPW_OPERATOR_ENUM
 };
+
+/* 1 if `op` is of that kind and the build has it, which a decoded operator's always is: where it is 0, code falls away. */
+#define htpw_op_is(op, name) (HTPW_WITH(name) && (op)->kind == HTPW_OP_##name)
 
 enum htpw_source {
 #define HTPW_SOURCE_ENUM(name, id, more) HTPW_SOURCE_##name = (id),
@@ -109,29 +149,29 @@ struct htpw_quant_view {
     uint8_t shift_bits, bias_bits;
 };
 
-struct htpw_op {
+struct htpw_op { /* small and much used members first: code that reads them is shorter */
     uint8_t kind, slot_in, slot_in2, slot_out;
-    uint32_t index; /* in the image */
-    struct htpw_tensor in, out;
     int8_t act_min, act_max;
-    struct htpw_window window;        /* conv, depthwise, pools */
-    struct htpw_elementwise scalars;  /* add, mul; of attend a_offset and what is called out_ or act_ */
-    uint8_t is_broadcast;             /* mul: the second input has one value for each channel */
-    const uint8_t *table;             /* table: HTPW_TABLE_BYTES in WGHT */
-    int32_t softmax_multiplier;       /* attend */
-    uint8_t softmax_shift, softmax_range;
     /* conv, depthwise, conv1x1, fc: */
-    uint8_t source, head;             /* enum htpw_source; index in HEAD */
-    uint8_t is_cached, is_narrow;     /* docs/SPEC.md 5 */
-    uint8_t code_bits;                /* of a code, or of an id */
-    uint8_t weight_bits;              /* stored: 8, 4 or 2 */
+    uint8_t source, head;            /* enum htpw_source; index in HEAD */
+    uint8_t is_cached, is_narrow;    /* docs/SPEC.md 5 */
+    uint8_t code_bits;               /* of a code, or of an id */
+    uint8_t weight_bits;             /* stored: 8, 4 or 2 */
+    struct htpw_tensor in, out;
+    uint32_t index;                  /* in the image */
+    uint32_t weight_count;           /* elements of the kernel */
+    uint32_t products;               /* products in one sum */
+    const uint8_t *weights;          /* stored: in WGHT; else NULL */
+    const uint8_t *codes;            /* heads, in a walk for synthesis: in CODE or in the code pack */
+    uint32_t code_count;             /* values in `codes` */
+    uint32_t layer, cache_offset;    /* cached: number among cached kernels, place in the cache */
     struct htpw_quant_view quant;
-    uint32_t weight_count;            /* elements of the kernel */
-    uint32_t products;                /* products in one sum */
-    const uint8_t *weights;           /* stored: in WGHT; else NULL */
-    const uint8_t *codes;             /* heads, in a walk for synthesis: in CODE or in the code pack */
-    uint32_t code_count;              /* values in `codes` */
-    uint32_t layer, cache_offset;     /* cached: number among cached kernels, place in the cache */
+    struct htpw_window window;       /* conv, depthwise, pools */
+    struct htpw_elementwise scalars; /* add, mul; of attend a_offset and what is called out_ or act_ */
+    const uint8_t *table;            /* table: HTPW_TABLE_BYTES in WGHT */
+    int32_t softmax_multiplier;      /* attend */
+    uint8_t softmax_shift, softmax_range;
+    uint8_t is_broadcast;            /* mul: the second input has one value for each channel */
 };
 
 /* Why an image is walked: running must not read heads and codes, which may be gone by then. */
@@ -147,6 +187,13 @@ struct htpw_cursor {
     struct htpw_tensor slot[HTPW_SLOTS];
 };
 
+/* 1 if no layout of a backend keeps a copy of the matrix within HTPW_SYNTH_PACKED for sure. */
+#define HTPW_SYNTH_PACKED 4096u /* bytes of a matrix that is worth a copy in scratch */
+static inline int htpw_matrix_is_large(const struct htpw_matrix *m) {
+    const uint32_t rows = (m->rows + 15u) & ~15u, cols = (m->cols + 15u) & ~15u;
+    return 2u * rows * cols + 4u * rows > HTPW_SYNTH_PACKED;
+}
+
 static inline uint16_t htpw_load_u16(const uint8_t *p) { return (uint16_t)(p[0] | (p[1] << 8)); }
 
 static inline uint32_t htpw_load_u32(const uint8_t *p) {
@@ -155,11 +202,15 @@ static inline uint32_t htpw_load_u32(const uint8_t *p) {
 
 static inline int8_t htpw_load_i8(const uint8_t *p) { return (int8_t)(*p < 128 ? *p : *p - 256); }
 
-/* Sets `bytes` bytes to 0 (compilers make memset of it). */
+/* Sets `bytes` bytes to 0. */
 static inline void htpw_zero(void *data, size_t bytes) {
+#ifdef __GNUC__
+    __builtin_memset(data, 0, bytes);
+#else
     for (size_t i = 0; i < bytes; i++) {
         ((uint8_t *)data)[i] = 0;
     }
+#endif
 }
 
 static inline uint32_t htpw_round16(uint32_t n) { return (n + 15u) & ~UINT32_C(15); }
@@ -179,6 +230,33 @@ static inline const uint8_t *htpw_take(struct htpw_span section, uint32_t *used,
 
 static inline uint32_t htpw_tensor_size(const struct htpw_tensor *t) {
     return (uint32_t)t->h * (uint32_t)t->w * (uint32_t)t->c;
+}
+
+/* 1 if a decoded operator needs one of HTPW_EXTRAS. */
+static HTPW_FOLDED int htpw_op_needs(const struct htpw_op *op, enum htpw_extra extra) {
+    const int is_matrix = op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
+    switch (extra) {
+    case HTPW_EXTRA_NARROW:
+        return op->is_narrow;
+    case HTPW_EXTRA_PLANES:
+        return op->in.h != 1 || op->out.h != 1 || op->window.k_h > 1 || op->window.pad_top != 0;
+    case HTPW_EXTRA_WINDOWS:
+        return op->is_cached && !is_matrix;
+    case HTPW_EXTRA_ODD: /* what any of the backends that have kernels of their own for all operators leaves to the portable ones */
+        if (op->kind == HTPW_OP_DEPTHWISE) {
+            return op->out.c != op->in.c || op->out.c < 4 || op->products > 32;
+        }
+        if (op->kind == HTPW_OP_ADD) {
+            const struct htpw_elementwise *e = &op->scalars;
+            return htpw_tensor_size(&op->out) % 4u != 0 || e->left_shift > 21 || e->out_shift > -1 || e->out_shift < -22;
+        }
+        if (op->weight_count != 0) {
+            return (op->kind == HTPW_OP_CONV && op->window.groups != 1) || op->products < 4;
+        }
+        return (op->kind == HTPW_OP_AVGPOOL || op->kind == HTPW_OP_MAXPOOL) && op->in.c < 4;
+    default:
+        return 0;
+    }
 }
 
 /* Starts a walk: puts the input tensor into slot 0. `rule` says how cached kernels lie in the cache. Errors: DATA, SHAPE. */

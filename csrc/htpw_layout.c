@@ -3,6 +3,13 @@
 #include "backends/armv81m_mve/htpw_mve.h"
 #include "backends/htpw_backend.h"
 
+/* What the backends of this build keep beside int8 weights. */
+#if defined(HTPW_HAS_ARMV81M_MVE) || !defined(__arm__)
+#define HTPW_ANY_SUMS HTPW_ANY_BLOCKS
+#else
+#define HTPW_ANY_SUMS 0
+#endif
+
 static uint32_t htpw_blocks(uint32_t n, uint32_t block) { return (n + block - 1u) / block; }
 
 /* Index of element (o, i) by the formula in htpw_backend.h. */
@@ -22,12 +29,15 @@ static uint32_t htpw_layout_weight_bytes(const struct htpw_layout *layout, uint3
 }
 
 uint32_t htpw_layout_bytes(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c) {
+    if (!HTPW_ANY_BLOCKS) {
+        return (out_c * in_c + 3u) & ~UINT32_C(3);
+    }
     const uint32_t sums = layout->sums ? 4u * htpw_blocks(out_c, layout->out_block) * layout->out_block : 0u;
     return htpw_layout_weight_bytes(layout, out_c, in_c) + sums;
 }
 
-void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed) {
-    if (out_c % layout->out_block == 0 && in_c % layout->in_block == 0) {
+HTPW_COLD void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed) {
+    if (!HTPW_ANY_BLOCKS || (out_c % layout->out_block == 0 && in_c % layout->in_block == 0)) {
         return; /* nothing fills up */
     }
     const uint32_t bytes = htpw_layout_weight_bytes(layout, out_c, in_c);
@@ -37,7 +47,7 @@ void htpw_layout_clear(const struct htpw_layout *layout, uint32_t out_c, uint32_
 }
 
 static void htpw_layout_put_one(const struct htpw_layout *layout, void *packed, uint32_t at, int8_t weight) {
-    if (layout->bytes == 1) {
+    if (!HTPW_ANY_WIDE || layout->bytes == 1) {
         ((int8_t *)packed)[at] = weight;
     } else {
         ((int16_t *)packed)[at] = weight;
@@ -45,7 +55,7 @@ static void htpw_layout_put_one(const struct htpw_layout *layout, void *packed, 
 }
 
 /* n columns of row o from column i on, one by one. */
-static void htpw_layout_put_apart(const struct htpw_layout *layout, uint32_t steps, uint32_t o, uint32_t i, uint32_t n,
+static HTPW_COLD void htpw_layout_put_apart(const struct htpw_layout *layout, uint32_t steps, uint32_t o, uint32_t i, uint32_t n,
                                   const int8_t *w, void *packed) {
     for (uint32_t k = 0; k < n; k++) {
         htpw_layout_put_one(layout, packed, htpw_layout_index(layout, steps, o, i + k), w[k]);
@@ -77,12 +87,25 @@ static void htpw_layout_put_steps(const struct htpw_layout *layout, uint32_t row
     }
 }
 
-void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
+HTPW_COLD void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
                      void *packed) {
+    if (!HTPW_ANY_BLOCKS) {
+        for (uint32_t i = 0; i < count; i++) {
+            ((int8_t *)packed)[first + i] = w[i];
+        }
+        return;
+    }
+    if (!HTPW_WITH(UNROLL)) {
+        for (uint32_t k = 0; k < count; k++) {
+            const uint32_t o = (first + k) / in_c, i = (first + k) % in_c;
+            htpw_layout_put_one(layout, packed, htpw_layout_index(layout, htpw_blocks(in_c, layout->in_block), o, i), w[k]);
+        }
+        return;
+    }
     const uint32_t ib = layout->in_block, ob = layout->out_block, steps = htpw_blocks(in_c, ib);
     uint32_t o = first / in_c, i = first % in_c, row = htpw_layout_index(layout, steps, o, 0);
     uint32_t left_of_block = ob - o % ob; /* rows, this one included */
-#ifdef HTPW_HAS_ARMV7EM_DSP
+#if defined(HTPW_HAS_ARMV7EM_DSP) && HTPW_ANY_WIDE
     if (layout->bytes == 2 && ob == 4 && ib == 2 && i == 0 && in_c % 4u == 0 && count % in_c == 0) {
         htpw_dsp_put_rows(o, in_c, count / in_c, w, packed);
         return;
@@ -121,7 +144,7 @@ static int32_t htpw_layout_weight(const struct htpw_layout *layout, const void *
 }
 
 void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, void *packed) {
-    if (!layout->sums) {
+    if (!HTPW_ANY_SUMS || !layout->sums) {
         return;
     }
     const uint32_t steps = htpw_blocks(in_c, layout->in_block);
@@ -142,7 +165,7 @@ void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32
     }
 }
 
-void htpw_layout_get(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, const void *packed, int8_t *w) {
+HTPW_COLD void htpw_layout_get(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, const void *packed, int8_t *w) {
     const uint32_t steps = htpw_blocks(in_c, layout->in_block);
     for (uint32_t o = 0; o < out_c; o++) {
         for (uint32_t i = 0; i < in_c; i++) {

@@ -6,9 +6,10 @@ enum { HTPW_HEADER_BYTES = 16, HTPW_ENTRY_BYTES = 16, HTPW_SECTIONS_MAX = 16 };
 
 /* Sections in the order of the file (docs/SPEC.md 4). */
 enum htpw_section { HTPW_INFO, HTPW_OPS, HTPW_QUAN, HTPW_WGHT, HTPW_GENR, HTPW_HEAD, HTPW_CODE, HTPW_SECTION_COUNT };
-static const uint8_t htpw_section_tags[HTPW_SECTION_COUNT][4] = {
-    {'I', 'N', 'F', 'O'}, {'O', 'P', 'S', ' '}, {'Q', 'U', 'A', 'N'}, {'W', 'G', 'H', 'T'},
-    {'G', 'E', 'N', 'R'}, {'H', 'E', 'A', 'D'}, {'C', 'O', 'D', 'E'}};
+#define HTPW_TAG(a, b, c, d) ((uint32_t)(a) | (uint32_t)(b) << 8 | (uint32_t)(c) << 16 | (uint32_t)(d) << 24)
+static const uint32_t htpw_section_tags[HTPW_SECTION_COUNT] = {
+    HTPW_TAG('I', 'N', 'F', 'O'), HTPW_TAG('O', 'P', 'S', ' '), HTPW_TAG('Q', 'U', 'A', 'N'), HTPW_TAG('W', 'G', 'H', 'T'),
+    HTPW_TAG('G', 'E', 'N', 'R'), HTPW_TAG('H', 'E', 'A', 'D'), HTPW_TAG('C', 'O', 'D', 'E')};
 
 static int htpw_is_zero(const uint8_t *p, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
@@ -19,10 +20,9 @@ static int htpw_is_zero(const uint8_t *p, uint32_t n) {
     return 1;
 }
 
-static int htpw_tag_index(const uint8_t *tag) {
+static int htpw_tag_index(uint32_t tag) {
     for (int i = 0; i < HTPW_SECTION_COUNT; i++) {
-        const uint8_t *t = htpw_section_tags[i];
-        if (tag[0] == t[0] && tag[1] == t[1] && tag[2] == t[2] && tag[3] == t[3]) {
+        if (htpw_section_tags[i] == tag) {
             return i;
         }
     }
@@ -30,15 +30,12 @@ static int htpw_tag_index(const uint8_t *tag) {
 }
 
 /* Header, section table and section checksums. */
-static int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_span *sections) {
-    static const uint8_t magic[4] = {'H', 'T', 'P', 'W'};
+static HTPW_COLD int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_span *sections) {
     if (length < HTPW_HEADER_BYTES) {
         return HTPW_ERR_TRUNCATED;
     }
-    for (int i = 0; i < 4; i++) {
-        if (image[i] != magic[i]) {
-            return HTPW_ERR_MAGIC;
-        }
+    if (htpw_load_u32(image) != HTPW_TAG('H', 'T', 'P', 'W')) {
+        return HTPW_ERR_MAGIC;
     }
     if (image[4] != HTPW_FORMAT_VERSION || image[5] != HTPW_ROUNDING_CMSIS_NN) {
         return HTPW_ERR_VERSION;
@@ -66,7 +63,7 @@ static int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_s
     int last = -1;
     for (uint32_t i = 0; i < count; i++) {
         const uint8_t *entry = image + HTPW_HEADER_BYTES + i * HTPW_ENTRY_BYTES;
-        const int tag = htpw_tag_index(entry);
+        const int tag = htpw_tag_index(htpw_load_u32(entry));
         const uint32_t offset = htpw_load_u32(entry + 4), bytes = htpw_load_u32(entry + 8);
         if (tag <= last || offset != htpw_round16(end) || offset > total || bytes > total - offset ||
             !htpw_is_zero(image + end, offset - end)) {
@@ -84,19 +81,31 @@ static int htpw_open_sections(const uint8_t *image, size_t length, struct htpw_s
 }
 
 /* Codes end in zeros; every id is one of an entry. */
-static int htpw_codes_check(const struct htpw_model *model, const struct htpw_op *op) {
+static HTPW_COLD int htpw_codes_check(const struct htpw_model *model, const struct htpw_op *op) {
     struct htpw_head head;
-    int error = htpw_head_load(model, op->head, &head);
+    int error = HTPW_WITH(CODEBOOK) ? htpw_head_load(model, op->head, &head) : HTPW_OK; /* the only one with entries */
     if (error == HTPW_OK && !htpw_bits_tail_is_zero(op->codes, op->code_count, op->code_bits)) {
         error = HTPW_ERR_DATA;
     }
-    for (uint32_t i = 0; error == HTPW_OK && head.entries != 0 && i < op->code_count; i++) {
+    for (uint32_t i = 0; HTPW_WITH(CODEBOOK) && error == HTPW_OK && head.entries != 0 && i < op->code_count; i++) {
         error = htpw_bits_unsigned(op->codes, i, op->code_bits) < head.entries ? HTPW_OK : HTPW_ERR_RANGE;
     }
     return error;
 }
 
-int htpw_operators_check(struct htpw_model *model) {
+/* The error of a part that the operator needs and this build has not. */
+static int htpw_op_left_out(const struct htpw_op *op) {
+#define HTPW_EXTRA_CHECK(name, id)                                                                                     \
+    if (!HTPW_WITH(name) && htpw_op_needs(op, HTPW_EXTRA_##name)) {                                                    \
+        return HTPW_LEFT_OUT_EXTRA(id);                                                                                \
+    }
+    HTPW_EXTRAS(HTPW_EXTRA_CHECK)
+#undef HTPW_EXTRA_CHECK
+    (void)op; /* of a build that has everything */
+    return HTPW_OK;
+}
+
+HTPW_COLD int htpw_operators_check(struct htpw_model *model) {
     struct htpw_cursor cursor;
     struct htpw_op op;
     int result =
@@ -110,6 +119,10 @@ int htpw_operators_check(struct htpw_model *model) {
         const uint32_t out_bytes = htpw_round16(htpw_tensor_size(&op.out));
         if (out_bytes > model->slot_bytes[op.slot_out]) {
             model->slot_bytes[op.slot_out] = out_bytes;
+        }
+        const int left_out = htpw_op_left_out(&op);
+        if (left_out != HTPW_OK) {
+            return left_out;
         }
         if (op.weight_count != 0) { /* a linear operator */
             int error = htpw_quant_check(&op);
@@ -133,7 +146,7 @@ int htpw_operators_check(struct htpw_model *model) {
         cursor.weights != model->weights.length || cursor.codes != model->codes.length) {
         return HTPW_ERR_DATA;
     }
-    if (cursor.pack != model->pack.length) {
+    if (HTPW_WITH(PACKS) && cursor.pack != model->pack.length) {
         return HTPW_ERR_PACK; /* an entry out of order, or of no operator or part */
     }
     model->output_bytes = htpw_tensor_size(&op.out);
@@ -141,7 +154,7 @@ int htpw_operators_check(struct htpw_model *model) {
     return HTPW_OK;
 }
 
-int htpw_model_open(struct htpw_model *model, const void *image, size_t length) {
+HTPW_COLD int htpw_model_open(struct htpw_model *model, const void *image, size_t length) {
     static const uint8_t nothing[1] = {0}; /* absent sections point here, so that no pointer is NULL */
     struct htpw_span sections[HTPW_SECTION_COUNT];
     if (model == NULL) {
@@ -184,7 +197,7 @@ int htpw_model_open(struct htpw_model *model, const void *image, size_t length) 
     return error;
 }
 
-int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, struct htpw_plan *plan) {
+HTPW_COLD int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend_rule *rule = htpw_backend_rule(backend);
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -238,7 +251,7 @@ int htpw_cached_op(const struct htpw_model *model, const struct htpw_backend_rul
     return HTPW_ERR_ARGUMENT;
 }
 
-int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info) {
+HTPW_COLD int htpw_kernel_info(const struct htpw_model *model, uint32_t layer, struct htpw_kernel_info *info) {
     struct htpw_op op;
     if (model == NULL || info == NULL ||
         htpw_cached_op(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), HTPW_WALK_RUN, layer, &op) != HTPW_OK) {

@@ -7,7 +7,7 @@ static int htpw_is_ready(const struct htpw_context *ctx, uint32_t layer) {
 }
 
 /* Makes one kernel of a context with a cache. Its ready bit is set last: an interrupted synthesis is simply done again. */
-static void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, struct htpw_synth *s) {
+static HTPW_COLD void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, struct htpw_synth *s) {
     uint8_t *scratch = ctx->arena;
     for (int i = 1; i < HTPW_SLOTS; i++) {
         scratch += ctx->model->slot_bytes[i];
@@ -17,7 +17,7 @@ static void htpw_make_ready(struct htpw_context *ctx, const struct htpw_op *op, 
 }
 
 /* Makes every kernel. */
-static int htpw_make_all(struct htpw_context *ctx) {
+static HTPW_COLD int htpw_make_all(struct htpw_context *ctx) {
     struct htpw_cursor cursor;
     struct htpw_synth s;
     struct htpw_op op;
@@ -32,7 +32,7 @@ static int htpw_make_all(struct htpw_context *ctx) {
     return result;
 }
 
-int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
+HTPW_COLD int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
                      enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend *kernels = htpw_backend_get(backend);
     const int error = htpw_plan(model, backend, walk, plan);
@@ -56,10 +56,13 @@ int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, i
 }
 
 /* Binding checks everything before it changes the context. */
-int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
+HTPW_COLD int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
               void *cache, size_t cache_bytes, int schedule) {
     struct htpw_context bound;
     struct htpw_plan plan;
+    if (!HTPW_WITH(LAZY) && schedule == HTPW_LAZY) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_LAZY);
+    }
     const int error = htpw_bind_common(&bound, model, backend, arena, HTPW_WALK_SYNTHESIS, &plan);
     if (error != HTPW_OK) {
         return error;
@@ -83,7 +86,7 @@ int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int back
 }
 
 /* Decodes cached operator `layer` with its codes and makes its kernel. */
-static int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
+static HTPW_COLD int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
     struct htpw_synth s;
     struct htpw_op op;
     const int error =
@@ -95,14 +98,14 @@ static int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
     return error;
 }
 
-int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer) {
+HTPW_COLD int htpw_synth_layer(struct htpw_context *ctx, uint32_t layer) {
     if (ctx == NULL || ctx->model == NULL || ctx->cache == NULL || layer >= ctx->model->cached_count) {
         return HTPW_ERR_ARGUMENT;
     }
     return htpw_make_layer(ctx, layer);
 }
 
-int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, size_t bytes) {
+HTPW_COLD int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, size_t bytes) {
     struct htpw_op op;
     if (ctx == NULL || ctx->model == NULL || weights == NULL) {
         return HTPW_ERR_ARGUMENT;
@@ -125,7 +128,7 @@ int htpw_kernel_read(struct htpw_context *ctx, uint32_t layer, int8_t *weights, 
 static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, uint8_t *scratch, const int8_t *x,
                            int8_t *y) {
     const struct htpw_backend *b = ctx->backend;
-    if (op->is_cached && !htpw_is_ready(ctx, op->layer)) {
+    if (HTPW_WITH(LAZY) && op->is_cached && !htpw_is_ready(ctx, op->layer)) {
         const int error = htpw_make_layer(ctx, op->layer);
         if (error != HTPW_OK) {
             return error;
@@ -142,30 +145,27 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
     const int32_t rows = op->kind == HTPW_OP_FC ? 1 : (int32_t)op->in.h * op->in.w; /* of conv1x1, and of fc */
     const int32_t in_c = (int32_t)op->products, out_c = op->out.c;
     scratch += htpw_op_quant_bytes(op);
-    switch (op->kind) {
-    case HTPW_OP_CONV:
-        if (op->is_narrow) {
+    const int is_narrow = HTPW_WITH(NARROW) && op->is_narrow;
+    if (htpw_op_is(op, CONV)) {
+        if (is_narrow) {
             htpw_conv_s4_ref(&op->window, &q, offset, x, kernel, bias, y);
         } else {
             b->conv(&op->window, &q, offset, x, weights, bias, scratch, y);
         }
-        break;
-    case HTPW_OP_DEPTHWISE:
-        if (op->is_narrow) {
+    } else if (htpw_op_is(op, DEPTHWISE)) {
+        if (is_narrow) {
             htpw_depthwise_s4_ref(&op->window, &q, offset, x, kernel, bias, y);
         } else {
             b->depthwise(&op->window, &q, offset, x, weights, bias, scratch, y);
         }
-        break;
-    default: /* conv1x1, or fc, which is the same with one row */
-        if (op->is_narrow) {
+    } else if (HTPW_ANY_MATRIX) { /* conv1x1, or fc, which is the same with one row */
+        if (is_narrow) {
             b->conv1x1_s4(rows, in_c, out_c, &q, offset, x, kernel, bias, scratch, y);
         } else if (op->is_cached) {
             b->packed(rows, in_c, out_c, &q, offset, x, kernel, bias, scratch, y);
         } else {
             b->conv1x1(rows, in_c, out_c, &q, offset, x, weights, bias, scratch, y);
         }
-        break;
     }
     return HTPW_OK;
 }
@@ -199,52 +199,116 @@ static void htpw_run_attend(const struct htpw_op *op, const int8_t *x, const int
     }
 }
 
-int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits, size_t output_bytes) {
+/* One operator. slot: where its tensors lie, the input's too; behind them scratch. */
+static int htpw_run_op(struct htpw_context *ctx, const struct htpw_op *op, int8_t *const *slot) {
+    const int8_t *x = slot[op->slot_in], *second = slot[op->slot_in2]; /* if it has one */
+    uint8_t *scratch = (uint8_t *)slot[HTPW_SLOTS];
+    int8_t *y = slot[op->slot_out];
+    if (htpw_op_is(op, ADD)) {
+        ctx->backend->add(htpw_tensor_size(&op->out), &op->scalars, x, second, y);
+    } else if (htpw_op_is(op, AVGPOOL)) {
+        ctx->backend->avgpool(&op->window, op->act_min, op->act_max, x, y);
+    } else if (htpw_op_is(op, MAXPOOL)) {
+        ctx->backend->maxpool(&op->window, op->act_min, op->act_max, x, y);
+    } else if (htpw_op_is(op, TABLE)) {
+        htpw_run_table(op, x, y);
+    } else if (htpw_op_is(op, MUL)) {
+        htpw_run_mul(op, x, second, y);
+    } else if (htpw_op_is(op, ATTEND)) {
+        htpw_run_attend(op, x, second, (int8_t *)scratch, y);
+    } else {
+        return htpw_run_linear(ctx, op, scratch, x, y);
+    }
+    return HTPW_OK;
+}
+
+/* Operators first .. end - 1 of one window, whose tensors lie in the arena. Returns how many are left, or an error. */
+static int htpw_run_some(struct htpw_context *ctx, const int8_t *input, int8_t *logits, uint32_t first, uint32_t end) {
+    const struct htpw_model *model = ctx->model;
     struct htpw_cursor cursor;
     struct htpw_op op;
-    uint8_t *slot[HTPW_SLOTS + 1]; /* arena: slots 1.., then scratch */
-    if (ctx == NULL || ctx->model == NULL || input == NULL || logits == NULL ||
-        input_bytes != ctx->model->input_bytes || output_bytes != ctx->model->output_bytes) {
-        return HTPW_ERR_ARGUMENT;
-    }
-    slot[1] = ctx->arena;
+    int8_t *slot[HTPW_SLOTS + 1];
+    uint8_t *at = ctx->arena;
+    slot[0] = (int8_t *)(uintptr_t)input; /* no operator writes to it: the decoder has seen to that */
     for (int i = 1; i < HTPW_SLOTS; i++) {
-        slot[i + 1] = slot[i] + ctx->model->slot_bytes[i];
+        slot[i] = (int8_t *)at;
+        at += model->slot_bytes[i];
     }
-    int result = htpw_cursor_start(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_RUN, &cursor);
-    while (result >= 0 && (result = htpw_cursor_next(ctx->model, &cursor, &op)) > 0) {
-        const int8_t *x = op.slot_in == 0 ? input : (const int8_t *)slot[op.slot_in];
-        const int8_t *second = op.slot_in2 == 0 ? input : (const int8_t *)slot[op.slot_in2]; /* if it has one */
-        int8_t *y = (int8_t *)slot[op.slot_out];
-        switch (op.kind) {
-        case HTPW_OP_ADD:
-            ctx->backend->add(htpw_tensor_size(&op.out), &op.scalars, x, second, y);
-            break;
-        case HTPW_OP_AVGPOOL:
-            ctx->backend->avgpool(&op.window, op.act_min, op.act_max, x, y);
-            break;
-        case HTPW_OP_MAXPOOL:
-            ctx->backend->maxpool(&op.window, op.act_min, op.act_max, x, y);
-            break;
-        case HTPW_OP_TABLE:
-            htpw_run_table(&op, x, y);
-            break;
-        case HTPW_OP_MUL:
-            htpw_run_mul(&op, x, second, y);
-            break;
-        case HTPW_OP_ATTEND:
-            htpw_run_attend(&op, x, second, (int8_t *)slot[HTPW_SLOTS], y);
-            break;
-        default:
-            result = htpw_run_linear(ctx, &op, slot[HTPW_SLOTS], x, y);
-            break;
+    slot[HTPW_SLOTS] = (int8_t *)at;
+    int result = htpw_cursor_start(model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_RUN, &cursor);
+    while (result >= 0 && cursor.index < end && (result = htpw_cursor_next(model, &cursor, &op)) > 0) {
+        if (HTPW_WITH(HOOK) && op.index < first) {
+            continue;
+        }
+        if (HTPW_WITH(HOOK) && ctx->hook != NULL) {
+            ctx->hook(ctx->hook_user, op.index, 0);
+        }
+        result = htpw_run_op(ctx, &op, slot);
+        if (HTPW_WITH(HOOK) && ctx->hook != NULL) {
+            ctx->hook(ctx->hook_user, op.index, 1);
         }
     }
-    if (result == 0) { /* the logits are in the slot that the last operator wrote */
-        const int8_t *y = (const int8_t *)slot[op.slot_out];
-        for (size_t i = 0; i < output_bytes; i++) {
+    if (result >= 0 && end == model->operator_count) { /* the logits are in the slot that the last operator wrote */
+        const int8_t *y = slot[op.slot_out];
+        for (uint32_t i = 0; i < model->output_bytes; i++) {
             logits[i] = y[i];
         }
     }
-    return result;
+    return result < 0 ? result : (int)(model->operator_count - end);
+}
+
+static int htpw_run_is_valid(const struct htpw_context *ctx, const int8_t *input, size_t input_bytes,
+                             const int8_t *logits, size_t output_bytes) {
+    return ctx != NULL && ctx->model != NULL && input != NULL && logits != NULL &&
+           input_bytes == ctx->model->input_bytes && output_bytes == ctx->model->output_bytes;
+}
+
+int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits, size_t output_bytes) {
+    if (!htpw_run_is_valid(ctx, input, input_bytes, logits, output_bytes)) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    if (HTPW_WITH(HOOK) && ctx->done != 0) {
+        return HTPW_ERR_RESUME;
+    }
+    return htpw_run_some(ctx, input, logits, 0, ctx->model->operator_count);
+}
+
+int htpw_run_partial(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits,
+                     size_t output_bytes, uint32_t layers) {
+    if (!HTPW_WITH(HOOK)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_HOOK);
+    }
+    if (!htpw_run_is_valid(ctx, input, input_bytes, logits, output_bytes) || layers == 0) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    if (ctx->done != 0 && (ctx->input != input || ctx->logits != logits)) {
+        return HTPW_ERR_RESUME;
+    }
+    const uint32_t first = ctx->done, all = ctx->model->operator_count;
+    const uint32_t end = layers < all - first ? first + layers : all;
+    const int left = htpw_run_some(ctx, input, logits, first, end);
+    ctx->input = input;
+    ctx->logits = logits;
+    ctx->done = left > 0 ? end : 0u;
+    return left;
+}
+
+int htpw_run_cancel(struct htpw_context *ctx) {
+    if (ctx == NULL || ctx->model == NULL) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    ctx->done = 0;
+    return HTPW_OK;
+}
+
+int htpw_set_hook(struct htpw_context *ctx, htpw_hook_fn hook, void *user) {
+    if (!HTPW_WITH(HOOK)) {
+        return HTPW_LEFT_OUT_EXTRA(HTPW_EXTRA_HOOK);
+    }
+    if (ctx == NULL || ctx->model == NULL) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    ctx->hook = hook;
+    ctx->hook_user = user;
+    return HTPW_OK;
 }

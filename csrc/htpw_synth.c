@@ -6,7 +6,6 @@
 #include "htpw_internal.h"
 
 #define HTPW_SYNTH_BATCH 512u   /* weights that pass through scratch at one time, unless one tile is larger */
-#define HTPW_SYNTH_PACKED 4096u /* bytes of a matrix that is worth a copy in scratch */
 
 /* Hands out scratch; with base NULL it only counts, which is how the plan learns the size. */
 struct htpw_bump {
@@ -23,7 +22,7 @@ static uint8_t *htpw_bump_take(struct htpw_bump *bump, uint32_t bytes) {
 void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_t bits, int8_t *to) {
     const uint32_t at = first * bits; /* bits of a section: below 2^30 */
     const uint8_t *p = stream + at / 8u;
-    if (bits == 4 && at % 8u == 0) { /* the usual width of codes */
+    if (HTPW_WITH(UNROLL) && bits == 4 && at % 8u == 0) { /* the usual width of codes */
         for (; n > 1; n -= 2, p++) {
             *to++ = (int8_t)((int32_t)((uint32_t)*p << 28) >> 28);
             *to++ = (int8_t)((int32_t)((uint32_t)*p << 24) >> 28);
@@ -59,7 +58,7 @@ static void htpw_stream_start(struct htpw_stream *s, const struct htpw_matrix *m
 }
 
 static void htpw_stream_read(struct htpw_stream *s, uint32_t n, int8_t *to) {
-    if (s->matrix->seed == 0) {
+    if (!HTPW_WITH(SEEDED) || s->matrix->seed == 0) {
         htpw_values_read(s->matrix->weights, s->next, n, s->matrix->weight_bits, to);
         s->next += n;
         return;
@@ -78,11 +77,15 @@ static void htpw_stream_read(struct htpw_stream *s, uint32_t n, int8_t *to) {
 }
 
 /* A small matrix into the layout of the backend, a few values at a time. */
-static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layout *layout, void *packed) {
+static HTPW_COLD void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layout *layout, void *packed) {
     const uint32_t count = (uint32_t)m->rows * m->cols;
     struct htpw_stream stream;
     int8_t some[64];
     htpw_stream_start(&stream, m);
+    if (!HTPW_ANY_BLOCKS) {
+        htpw_stream_read(&stream, count, (int8_t *)packed);
+        return;
+    }
     htpw_layout_clear(layout, m->rows, m->cols, packed);
     const int is_plain = m->weight_bits == 8 && m->seed == 0;
     if (is_plain) {
@@ -98,14 +101,16 @@ static void htpw_stage_pack(const struct htpw_matrix *m, const struct htpw_layou
 #endif
 }
 
-static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
+static HTPW_COLD void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
                                int32_t act_max, struct htpw_bump *bump, struct htpw_synth_layer *out,
                                struct htpw_part *part) {
     const uint32_t bytes = htpw_layout_bytes(layout, m->rows, m->cols);
-    part->matrix = *m;
-    part->rows = NULL;
     part->step = m->rows;
-    out->is_packed = bytes <= HTPW_SYNTH_PACKED;
+    if (HTPW_WITH(LARGE)) {
+        part->matrix = *m;
+        part->rows = NULL;
+    }
+    out->is_packed = !HTPW_WITH(LARGE) || bytes <= HTPW_SYNTH_PACKED; /* open has refused what is larger */
     out->weights = m->weights;
     out->biases = NULL;
     out->bias_max = 0;
@@ -132,8 +137,10 @@ static void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_la
         int32_t *biases = (int32_t *)(void *)htpw_bump_take(bump, 4u * m->rows);
         for (uint32_t i = 0; biases != NULL && i < m->rows; i++) {
             const int32_t bias = htpw_bits_signed(m->biases, i, m->bias_bits);
-            const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
-            out->bias_max = magnitude > out->bias_max ? magnitude : out->bias_max;
+            if (HTPW_ANY_FUSED) { /* the only one to ask */
+                const uint32_t magnitude = bias < 0 ? 0u - (uint32_t)bias : (uint32_t)bias;
+                out->bias_max = magnitude > out->bias_max ? magnitude : out->bias_max;
+            }
             biases[i] = bias;
         }
         out->biases = biases;
@@ -154,14 +161,14 @@ static uint32_t htpw_synth_layers(const struct htpw_model *model, const struct h
         const int32_t most = is_last ? c : 127;
         htpw_stage_prepare(m, layout, i < g.layers ? 0 : -most, most, bump, &job->layer[i], &s->part[i]);
         widest = !is_last && m->rows > widest ? m->rows : widest;
-        s->is_fused = s->is_fused && job->layer[i].is_packed;
+        s->is_fused = HTPW_ANY_FUSED && s->is_fused && job->layer[i].is_packed;
         job->layers++;
     }
     return widest;
 }
 
 /* Lays out scratch for one head and returns the bytes used; fills it if `base` is not NULL. Kernels are made in [-c, c]. */
-static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t index,
+static HTPW_COLD uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t index,
                                    int32_t c, uint8_t *base, struct htpw_synth *s) {
     struct htpw_bump bump = {base, 0};
     (void)htpw_head_load(model, index, &s->head); /* open has checked it */
@@ -171,11 +178,11 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     s->job.dz = 0;
     s->job.state = 0;
     s->is_fused = s->head.stages != 0 && s->head.entries == 0; /* ids would have to be looked up by the backend */
-    if (s->head.stages != 0) {
+    if (!HTPW_WITH(CODEBOOK) || s->head.stages != 0) {
         widest = htpw_synth_layers(model, &rule->layout, c, &bump, s);
         part = s->part[s->job.layers - 1u].step;
     }
-    s->group = rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
+    s->group = HTPW_ANY_BLOCKS && rule->layout.in_block % 4u == 0 ? rule->layout.in_block : 4u;
     s->pitch = part < tile ? part : (tile + s->group - 1u) / s->group * s->group;
     s->tiles = HTPW_SYNTH_BATCH / tile & ~UINT32_C(1);
     s->tiles = s->tiles > HTPW_SYNTH_TILES_MAX ? HTPW_SYNTH_TILES_MAX : s->tiles;
@@ -183,15 +190,20 @@ static uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct 
     s->weights = (int8_t *)htpw_bump_take(&bump, s->tiles * s->pitch);
     /* What the backend's synth needs lies where the kernels' vectors do, as either it or they run. */
     struct htpw_bump other = bump;
-    other.used = htpw_round16(other.used);
-    s->job.scratch = htpw_bump_take(&other, rule->synth_bytes);
+    if (HTPW_ANY_BLOCKS) {
+        other.used = htpw_round16(other.used);
+        s->job.scratch = htpw_bump_take(&other, rule->synth_bytes);
+    }
     s->buffer[0] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
     s->buffer[1] = (int8_t *)htpw_bump_take(&bump, s->tiles * widest);
+    if (!HTPW_ANY_BLOCKS) {
+        return htpw_round16(bump.used);
+    }
     s->scratch = htpw_bump_take(&bump, htpw_backend_scratch(rule, widest));
     return htpw_round16(rule->synth_bytes != 0 && other.used > bump.used ? other.used : bump.used);
 }
 
-uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
+HTPW_COLD uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
     const struct htpw_backend_rule *rule = htpw_backend_rule(htpw_backend_synthesis(backend));
     uint32_t most = 0;
     for (uint32_t i = 0; i < model->head_count; i++) {
@@ -205,17 +217,17 @@ uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend) {
 /* ---- where weights go ---- */
 
 static const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    const int is_matrix = op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
+    const int is_matrix = !HTPW_WITH(WINDOWS) || op->kind == HTPW_OP_CONV1X1 || op->kind == HTPW_OP_FC;
     return is_matrix ? &rule->layout : &htpw_backend_rule(HTPW_BACKEND_PORTABLE)->layout;
 }
 
 uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
-    return op->is_narrow ? (op->weight_count + 1u) / 2u
+    return HTPW_WITH(NARROW) && op->is_narrow ? (op->weight_count + 1u) / 2u
                          : htpw_layout_bytes(htpw_op_layout(rule, op), op->out.c, op->products);
 }
 
-void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w) {
-    if (op->is_narrow) {
+HTPW_COLD void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w) {
+    if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_values_read(kernel, 0, op->weight_count, 4, w);
     } else {
         htpw_layout_get(htpw_op_layout(rule, op), op->out.c, op->products, kernel, w);
@@ -235,8 +247,8 @@ static void htpw_sink_start(struct htpw_sink *to, const struct htpw_backend_rule
     to->op = op;
     to->layout = htpw_op_layout(rule, op);
     to->kernel = kernel;
-    to->by_filter = op->kind == HTPW_OP_DEPTHWISE && op->codes != NULL;
-    if (op->is_narrow) {
+    to->by_filter = HTPW_WITH(WINDOWS) && htpw_op_is(op, DEPTHWISE) && op->codes != NULL;
+    if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_zero(kernel, (op->weight_count + 1u) / 2u);
     } else {
         htpw_layout_clear(to->layout, op->out.c, op->products, kernel);
@@ -244,14 +256,14 @@ static void htpw_sink_start(struct htpw_sink *to, const struct htpw_backend_rule
 }
 
 /* Weights first .. first + count - 1, in generation or stored order; those past the end of the kernel are dropped. */
-static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t count, const int8_t *w) {
+HTPW_COLD static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t count, const int8_t *w) {
     const struct htpw_op *op = to->op;
     if (first >= op->weight_count) {
         return;
     }
     count = op->weight_count - first < count ? op->weight_count - first : count;
-    if (!op->is_narrow && !to->by_filter) {
-        if (to->layout->out_block == 1) { /* row-major */
+    if (!(HTPW_WITH(NARROW) && op->is_narrow) && !(HTPW_WITH(WINDOWS) && to->by_filter)) {
+        if (HTPW_ANY_BLOCKS && to->layout->out_block == 1) { /* row-major */
             for (uint32_t k = 0; k < count; k++) {
                 ((int8_t *)to->kernel)[first + k] = w[k];
             }
@@ -281,7 +293,7 @@ static void htpw_sink_put(const struct htpw_sink *to, uint32_t first, uint32_t c
 }
 
 static void htpw_sink_finish(const struct htpw_sink *to) {
-    if (!to->op->is_narrow) {
+    if (!(HTPW_WITH(NARROW) && to->op->is_narrow)) {
         htpw_layout_finish(to->layout, to->op->out.c, to->op->products, to->kernel);
     }
 }
@@ -327,7 +339,7 @@ static void htpw_layer_run_parts(const struct htpw_backend *backend, const struc
 /* Codes of some tiles, as int8: their own, or those of their entries. */
 static void htpw_synth_codes(const struct htpw_op *op, const struct htpw_synth *s, uint32_t tile, uint32_t tiles) {
     const uint32_t dz = s->job.dz;
-    if (s->head.entries == 0) {
+    if (!HTPW_WITH(CODEBOOK) || s->head.entries == 0) {
         htpw_values_read(op->codes, tile * dz, tiles * dz, op->code_bits, s->buffer[0]);
         return;
     }
@@ -344,7 +356,7 @@ static void htpw_synth_plainly(const struct htpw_backend *backend, const struct 
     htpw_synth_codes(op, s, tile, tiles);
     for (; i + 1u < s->job.layers; i++, from ^= 1u) {
         const struct htpw_synth_layer *layer = &s->job.layer[i];
-        if (layer->is_packed) {
+        if (!HTPW_WITH(LARGE) || layer->is_packed) {
             htpw_layer_run(backend, layer, tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u]);
         } else {
             htpw_layer_run_parts(backend, layer, &s->part[i], tiles, s->scratch, s->buffer[from],
@@ -352,7 +364,7 @@ static void htpw_synth_plainly(const struct htpw_backend *backend, const struct 
         }
     }
     const uint32_t rows = s->head.tile;
-    if (s->job.layer[i].is_packed) {
+    if (!HTPW_WITH(LARGE) || s->job.layer[i].is_packed) {
         htpw_layer_run(backend, &s->job.layer[i], tiles, s->scratch, s->buffer[from], s->weights);
         htpw_sink_put(to, tile * rows, tiles * rows, s->weights);
     } else {
@@ -421,12 +433,14 @@ static uint32_t htpw_synth_direct(const struct htpw_backend *backend, struct htp
 static void htpw_synth_tiles(const struct htpw_backend *backend, const struct htpw_op *op, struct htpw_synth *s,
                              const struct htpw_sink *to) {
     const uint32_t rows = s->head.tile, all = (op->weight_count + rows - 1u) / rows;
-    s->job.codes = op->codes;
-    s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
-    s->job.code_bits = op->code_bits;
-    for (uint32_t tile = htpw_synth_direct(backend, s, to, all), tiles; tile < all; tile += tiles) {
+    if (HTPW_ANY_FUSED) {
+        s->job.codes = op->codes;
+        s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
+        s->job.code_bits = op->code_bits;
+    }
+    for (uint32_t tile = HTPW_ANY_FUSED ? htpw_synth_direct(backend, s, to, all) : 0u, tiles; tile < all; tile += tiles) {
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
-        if (!htpw_synth_through(backend, s, tile, tiles, to)) {
+        if (!HTPW_ANY_FUSED || !htpw_synth_through(backend, s, tile, tiles, to)) {
             htpw_synth_plainly(backend, op, s, tile, tiles, to);
         }
     }
@@ -459,21 +473,23 @@ static void htpw_synth_stored(const struct htpw_op *op, const struct htpw_sink *
     }
 }
 
-void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
+HTPW_COLD void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
                        struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel) {
     struct htpw_sink to;
     htpw_sink_start(&to, htpw_backend_rule(backend->id), op, kernel);
-    if (op->codes == NULL) {
+    if (HTPW_ANY_CACHED_STORED && op->codes == NULL) {
         htpw_synth_stored(op, &to);
-    } else {
-        const int with = htpw_backend_synthesis(backend->id);
-        const uint32_t wanted = op->head * 2u + op->is_narrow, span = htpw_kernel_bytes(htpw_backend_rule(backend->id), op);
-        if (s->made_for != wanted || span > s->job.span) { /* what a backend prepares may depend on the span */
-            (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, op->is_narrow ? 7 : 127, scratch, s);
-            s->job.span = span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
+    } else if (HTPW_ANY_TILES) {
+        const int with = HTPW_ANY_WIDE ? htpw_backend_synthesis(backend->id) : backend->id;
+        const int is_narrow = HTPW_WITH(NARROW) && op->is_narrow;
+        const uint32_t wanted = op->head * 2u + (uint32_t)is_narrow;
+        const uint32_t span = HTPW_ANY_FUSED ? htpw_kernel_bytes(htpw_backend_rule(backend->id), op) : 0u;
+        if (s->made_for != wanted || (HTPW_ANY_FUSED && span > s->job.span)) { /* what a backend prepares may depend on the span */
+            (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, is_narrow ? 7 : 127, scratch, s);
+            s->job.span = !HTPW_ANY_FUSED ? 0u : span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
             s->made_for = wanted;
         }
-        if (s->job.layers != 0) {
+        if (!HTPW_WITH(CODEBOOK) || s->job.layers != 0) {
             htpw_synth_tiles(htpw_backend_get(with), op, s, &to);
         } else {
             htpw_synth_entries(op, s, &to);

@@ -35,7 +35,8 @@ ERRORS = _error_classes()
 def check(code: int, what: str) -> int:
     """Returns a non-negative `code`; raises the exception of a negative one, its message beginning with `what`."""
     if code < 0:
-        raise ERRORS.get(code, ImageError)(f"{what}: {text(code)}", code)
+        row = lib.HTPW_ERR_LEFT_OUT if code <= lib.HTPW_LEFT_OUT_FIRST else code  # of a part, which the text names
+        raise ERRORS.get(row, ImageError)(f"{what}: {text(code)}", code)
     return code
 
 

@@ -19,8 +19,8 @@ HEADERS = ("htpw.h", "kernels/htpw_kernels.h", "backends/htpw_backend.h", "ports
 
 
 def sources() -> list[str]:
-    """All C files of the library, relative to the project root."""
-    return sorted(str(p.relative_to(ROOT)) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in CSRC.glob(pattern))
+    """All C files of the library, from the one list that every kind of package takes them from, relative to the project root."""
+    return [f"csrc/{name}" for name in (CSRC / "sources.txt").read_text().split()]
 
 
 def compiler() -> list[str]:
@@ -64,6 +64,6 @@ ffibuilder.set_source(
     include_dirs=["csrc", *([CMSIS_NN] if CMSIS_NN else [])],
     define_macros=[("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [],
     extra_objects=[os.environ["HTPW_CMSIS_NN_LIBRARY"]] if CMSIS_NN else [],
-    depends=sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h")),
+    depends=["csrc/sources.txt", *sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h"))],
     extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing", *FLAGS] if os.name == "posix" else [],
 )

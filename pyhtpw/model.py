@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -466,13 +466,18 @@ class Context:
         """Operator index -> row-major int8 bytes of every cached kernel."""
         return {k.op: self.kernel(layer) for layer, k in enumerate(self.image.cached)}
 
-    def run(self, window: npt.ArrayLike, out: Int8 | None = None) -> Int8:
-        """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong."""
+    def _window(self, window: npt.ArrayLike) -> Int8:
+        """The same window, contiguous; raises ImageError if its type or size is wrong."""
         x = np.ascontiguousarray(window)
         if x.dtype != np.int8:
             raise ImageError(f"{self.image.name}: windows must be int8, not {x.dtype}: use Image.quantise first")
         if x.size != self.plan.input:
             raise ImageError(f"{self.image.name}: a window has {x.size} samples, the network takes {self.plan.input}")
+        return x
+
+    def run(self, window: npt.ArrayLike, out: Int8 | None = None) -> Int8:
+        """Logits (classes,) int8 of one int8 window; raises ImageError if its size is wrong, or a run by parts is under way."""
+        x = self._window(window)
         out = np.empty(self.plan.output, np.int8) if out is None else out
         code = lib.htpw_run(self._context, _native.int8_pointer(x), x.size, _native.int8_pointer(out), out.size)
         _native.check(code, self.image.name)
@@ -482,3 +487,27 @@ class Context:
         """Windows (N, samples) one after another, without coming back to Python in between."""
         memory = _native.int8_pointer(x), self.plan.input, _native.int8_pointer(out), self.plan.output
         _native.check(lib.pyhtpw_run_many(self._context, len(x), *memory), self.image.name)
+
+    def run_partial(self, window: Int8, out: Int8, layers: int = 1) -> int:
+        """Runs at most `layers` further operators of a window; returns how many are left.
+
+        `window`, int8 and contiguous, and `out`, int8 (classes,), are the same arrays in all calls for one window. At 0 the logits are
+        in `out`, and the next call begins a new window.
+
+        Raises
+        ------
+        ImageError
+            If a size is wrong, or (ImageResumeError) an array is another than the window began with; it can still be gone on with.
+        """
+        x = self._window(window)
+        buffers = _native.int8_pointer(x), x.size, _native.int8_pointer(out), out.size
+        return _native.check(lib.htpw_run_partial(self._context, *buffers, layers), self.image.name)
+
+    def cancel(self) -> None:
+        """Forgets a run by parts that is under way, if there is one."""
+        _native.check(lib.htpw_run_cancel(self._context), self.image.name)
+
+    def set_hook(self, hook: Callable[[int, bool], None] | None) -> None:
+        """Sets what is called with (index, is done) before and after every operator; None for nothing. It must not raise."""
+        self._hook = ffi.NULL if hook is None else ffi.callback("void(void *, uint32_t, int)", lambda _, op, is_done: hook(op, bool(is_done)))
+        _native.check(lib.htpw_set_hook(self._context, self._hook, ffi.NULL), self.image.name)

@@ -42,7 +42,7 @@ def command(*words: str, cwd: Path = ROOT, **env: str) -> str:
 
 
 def sources() -> list[str]:
-    return [str(p) for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in sorted((ROOT / "csrc").glob(pattern))]
+    return [str(ROOT / "csrc" / name) for name in (ROOT / "csrc" / "sources.txt").read_text().split()]
 
 
 def need(program: str) -> None:

@@ -9,6 +9,7 @@
 #define HTPW_BACKEND_H
 
 #include "../htpw.h"
+#include "../htpw_config.h"
 #include "../kernels/htpw_kernels.h"
 
 /* Where weight (o, i) of a matrix w[out_c][in_c] lies in the cache. The matrix is cut into blocks of out_block rows; a block

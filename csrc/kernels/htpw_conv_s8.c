@@ -6,14 +6,14 @@
 static void htpw_conv_s8_cell(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
                               const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y, int32_t y0,
                               int32_t x0) {
-    const struct htpw_taps ty = htpw_clip(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
-    const int32_t in_g = g->in_c / g->groups, out_g = g->out_c / g->groups;
-    const size_t row = (size_t)g->k_h * (size_t)g->k_w * (size_t)in_g;
+    const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
+    const int32_t groups = HTPW_WITH(ODD) ? g->groups : 1, in_g = g->in_c / groups, out_g = g->out_c / groups;
+    const size_t row = (size_t)HTPW_ROWS(g->k_h) * (size_t)g->k_w * (size_t)in_g;
     /* The taps of one row are one stretch of memory, in x as in w, unless dilation or groups leave gaps in x. */
-    const int32_t step = g->dil_w == 1 && g->groups == 1 ? tx.end - tx.first : 1;
+    const int32_t step = g->dil_w == 1 && groups == 1 ? tx.end - tx.first : 1;
 
     for (int32_t o = 0, count; o < g->out_c; o += count) {
-        const int32_t group = o / out_g, left = (group + 1) * out_g - o;
+        const int32_t group = HTPW_WITH(ODD) ? o / out_g : 0, left = (group + 1) * out_g - o;
         uint32_t sum[HTPW_LANES] = {0, 0, 0, 0};
         size_t lane[HTPW_LANES];
         count = left < HTPW_LANES ? left : HTPW_LANES;
@@ -33,8 +33,8 @@ static void htpw_conv_s8_cell(const struct htpw_window *g, const struct htpw_req
 
 void htpw_conv_s8_ref(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
                       const int8_t *w, const int32_t *bias, int8_t *y) {
-    for (int32_t n = 0; n < g->n; n++) {
-        for (int32_t oy = 0; oy < g->out_h; oy++) {
+    for (int32_t n = 0; n < HTPW_ROWS(g->n); n++) {
+        for (int32_t oy = 0; oy < HTPW_ROWS(g->out_h); oy++) {
             for (int32_t ox = 0; ox < g->out_w; ox++) {
                 htpw_conv_s8_cell(g, q, in_offset, x + htpw_cell(n, 0, 0, g->in_h, g->in_w, g->in_c), w, bias,
                                   y + htpw_cell(n, oy, ox, g->out_h, g->out_w, g->out_c), oy * g->stride_h - g->pad_top,

@@ -6,12 +6,12 @@
 static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
                                    const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y, int32_t y0,
                                    int32_t x0) {
-    const struct htpw_taps ty = htpw_clip(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
-    const int32_t times = g->out_c / g->in_c;
+    const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
+    const int32_t times = HTPW_WITH(ODD) ? g->out_c / g->in_c : 1;
     const size_t x_step = (size_t)g->dil_w * (size_t)g->in_c, w_step = (size_t)g->out_c;
     int32_t o = 0;
 
-    for (; times == 1 && o + HTPW_LANES <= g->out_c; o += HTPW_LANES) {
+    for (; !HTPW_SMALL && times == 1 && o + HTPW_LANES <= g->out_c; o += HTPW_LANES) {
         uint32_t s0 = htpw_bias(bias, o), s1 = htpw_bias(bias, o + 1);
         uint32_t s2 = htpw_bias(bias, o + 2), s3 = htpw_bias(bias, o + 3);
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
@@ -33,10 +33,12 @@ static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htp
     for (; o < g->out_c; o++) {
         uint32_t sum = htpw_bias(bias, o);
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
-            for (int32_t kx = tx.first; kx < tx.end; kx++) {
-                const size_t at = htpw_cell(0, y0 + ky * g->dil_h, x0 + kx * g->dil_w, 0, g->in_w, g->in_c);
-                const int8_t weight = w[htpw_cell(0, ky, kx, 0, g->k_w, g->out_c) + (size_t)o];
-                sum += (uint32_t)((x[at + (size_t)(o / times)] + in_offset) * weight);
+            size_t xi = htpw_cell(0, y0 + ky * g->dil_h, x0 + tx.first * g->dil_w, 0, g->in_w, g->in_c);
+            size_t wi = htpw_cell(0, ky, tx.first, 0, g->k_w, g->out_c);
+            xi += (size_t)(o / times);
+            wi += (size_t)o;
+            for (int32_t kx = tx.first; kx < tx.end; kx++, xi += x_step, wi += w_step) {
+                sum += (uint32_t)((x[xi] + in_offset) * w[wi]);
             }
         }
         y[o] = htpw_output_s8(q, o, sum);
@@ -45,8 +47,8 @@ static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htp
 
 void htpw_depthwise_s8_ref(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
                            const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y) {
-    for (int32_t n = 0; n < g->n; n++) {
-        for (int32_t oy = 0; oy < g->out_h; oy++) {
+    for (int32_t n = 0; n < HTPW_ROWS(g->n); n++) {
+        for (int32_t oy = 0; oy < HTPW_ROWS(g->out_h); oy++) {
             for (int32_t ox = 0; ox < g->out_w; ox++) {
                 htpw_depthwise_s8_cell(g, q, in_offset, x + htpw_cell(n, 0, 0, g->in_h, g->in_w, g->in_c), w, bias,
                                        y + htpw_cell(n, oy, ox, g->out_h, g->out_w, g->out_c),

@@ -7,6 +7,7 @@
 #ifndef HTPW_REQUANTISE_H
 #define HTPW_REQUANTISE_H
 
+#include "../htpw_config.h"
 #include "htpw_kernels.h"
 
 /* Divides by 2^exponent, to nearest, ties away from zero; exponent in [0, 31]. */
@@ -32,12 +33,22 @@ static inline int32_t htpw_clamp(int32_t v, int32_t low, int32_t high) {
     return v > high ? high : v;
 }
 
+#if HTPW_SMALL
+#define HTPW_OUTPUT_STORAGE
+#else
+#define HTPW_OUTPUT_STORAGE static inline
+#endif
+
 /* Finishes one output of channel c from its sum, modulo 2^32. */
-static inline int8_t htpw_output_s8(const struct htpw_requant *q, int32_t c, uint32_t sum) {
+#if HTPW_SMALL && !defined(HTPW_REQUANTISE_HERE)
+int8_t htpw_output_s8(const struct htpw_requant *q, int32_t c, uint32_t sum); /* one copy, in htpw_requantise.c */
+#else
+HTPW_OUTPUT_STORAGE int8_t htpw_output_s8(const struct htpw_requant *q, int32_t c, uint32_t sum) {
     const int32_t i = q->per_channel ? c : 0;
     const int32_t v = htpw_requantise_inline((int32_t)sum, q->multiplier[i], q->shift[i]);
     return (int8_t)htpw_clamp((int32_t)((uint32_t)v + (uint32_t)q->out_offset), q->act_min, q->act_max);
 }
+#endif
 
 /* What finishes the outputs of one channel, fetched once: a store to y may change anything q points to, for all a compiler
  * knows, so a loop over rows that asked q each time would load it all again. */

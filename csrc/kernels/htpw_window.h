@@ -5,6 +5,7 @@
 #ifndef HTPW_WINDOW_H
 #define HTPW_WINDOW_H
 
+#include "../htpw_config.h"
 #include "htpw_kernels.h"
 
 #define HTPW_LANES 4 /* output channels per step: as many sums as a Cortex-M keeps in registers */
@@ -26,9 +27,15 @@ static inline struct htpw_taps htpw_clip(int32_t start, int32_t taps, int32_t di
     return t;
 }
 
+/* The same for the rows of a window, of which 1-D networks have one, inside. */
+static inline struct htpw_taps htpw_clip_rows(int32_t start, int32_t taps, int32_t dilation, int32_t size) {
+    const struct htpw_taps one = {0, 1};
+    return HTPW_WITH(PLANES) ? htpw_clip(start, taps, dilation, size) : one;
+}
+
 /* Index of channel 0 of cell (h, w) of batch n. Walks are made with indices, so that no pointer leaves its array. */
 static inline size_t htpw_cell(int32_t n, int32_t h, int32_t w, int32_t height, int32_t width, int32_t channels) {
-    const size_t row = (size_t)n * (size_t)height + (size_t)h;
+    const size_t row = HTPW_WITH(PLANES) ? (size_t)n * (size_t)height + (size_t)h : 0u;
     return (row * (size_t)width + (size_t)w) * (size_t)channels;
 }
 
@@ -40,12 +47,47 @@ static inline void htpw_lane_rows(int32_t count, size_t row, size_t lane[HTPW_LA
     }
 }
 
+/* HTPW_CONFIG_SMALL on a Cortex-M with the DSP extension: words of four int8 at any address, and pairs of products. */
+#if HTPW_SMALL && defined(__ARM_FEATURE_SIMD32) && defined(__ARM_FEATURE_UNALIGNED) && !defined(__ARM_BIG_ENDIAN)
+#include <arm_acle.h>
+#define HTPW_SMALL_DSP 1
+struct htpw_small_word {
+    uint32_t value;
+} __attribute__((packed, may_alias));
+
+static inline uint32_t htpw_small_load(const int8_t *p) { return ((const struct htpw_small_word *)(const void *)p)->value; }
+
+static inline uint32_t htpw_small_dot(const int8_t *w, int16x2_t even, int16x2_t odd, uint32_t sum) {
+    const uint32_t four = htpw_small_load(w);
+    const int32_t half = __smlad(__sxtb16((int8x4_t)four), even, (int32_t)sum); /* wraps modulo 2^32 */
+    return (uint32_t)__smlad(__sxtb16((int8x4_t)(four >> 8 | four << 24)), odd, half);
+}
+#endif
+
+#if HTPW_SMALL && defined(__GNUC__)
+#define HTPW_ONCE __attribute__((noinline, unused)) /* called, not copied */
+#else
+#define HTPW_ONCE inline
+#endif
+
 /* sum[j] += sum_i (x[i] + offset) * w[lane[j] + i], modulo 2^32. */
-static inline void htpw_dot_lanes(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
+static HTPW_ONCE void htpw_dot_lanes(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
                                   const size_t lane[HTPW_LANES], uint32_t sum[HTPW_LANES]) {
     const int8_t *w0 = w + lane[0], *w1 = w + lane[1], *w2 = w + lane[2], *w3 = w + lane[3];
     uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
-    for (int32_t i = 0; i < n; i++) {
+    int32_t i = 0;
+#ifdef HTPW_SMALL_DSP /* four columns at a time */
+    const uint32_t offset2 = (uint16_t)offset * UINT32_C(0x10001);
+    for (; i + 4 <= n; i += 4) {
+        const uint32_t four = htpw_small_load(x + i);
+        const int16x2_t even = __sxtab16((int16x2_t)offset2, (int8x4_t)four), odd = __sxtab16((int16x2_t)offset2, (int8x4_t)(four >> 8 | four << 24));
+        s0 = htpw_small_dot(w0 + i, even, odd, s0);
+        s1 = htpw_small_dot(w1 + i, even, odd, s1);
+        s2 = htpw_small_dot(w2 + i, even, odd, s2);
+        s3 = htpw_small_dot(w3 + i, even, odd, s3);
+    }
+#endif
+    for (; i < n; i++) {
         const int16_t v = (int16_t)(x[i] + offset); /* 16 x 16 bit products vectorise best on x86 */
         s0 += (uint32_t)(v * w0[i]);
         s1 += (uint32_t)(v * w1[i]);

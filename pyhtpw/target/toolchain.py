@@ -252,11 +252,11 @@ class Elf:
 
 
 def sources() -> list[Path]:
-    """The C files of the library. Raises ToolError where the package was installed without them."""
-    found = sorted(p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in CSRC.glob(pattern))
-    if not found:
+    """The C files of the library, those of csrc/sources.txt. Raises ToolError where the package was installed without them."""
+    listed = CSRC / "sources.txt"
+    if not listed.is_file():
         raise ToolError(f"{CSRC} has no C files: building for Cortex-M needs a checkout of the project, not only its wheel")
-    return found
+    return [CSRC / name for name in listed.read_text().split()]
 
 
 def cache_folder() -> Path:
@@ -303,7 +303,8 @@ def build(
     layout : str, optional
         Text of a linker script with ROOTS in it, instead of that of the emulator.
     defines : sequence of str
-        Macros, NAME or NAME=value, such as HTPW_CONFIG_NO_ARMV7EM_DSP, which leaves a backend out.
+        Macros, NAME or NAME=value, such as HTPW_CONFIG_NO_ARMV7EM_DSP, which leaves a backend out, or HTPW_WITH_ATTEND=0, which
+        leaves an operator out (csrc/htpw_config.h).
 
     Raises
     ------
@@ -325,7 +326,8 @@ def build(
     before, after = [*tool.target(core), f"-mfloat-abi={core.float_abi}", opt, *COMPILE, "-Icsrc"], [*LINK, "-lgcc"]
     before += [f"-D{define}" for define in defines]
     # zig's compiler driver knows no --undefined, so the linker script says what to keep
-    script = (layout or (HERE / "cortex_m.ld").read_text()).replace("ROOTS", " ".join(f".text.{name}" for name in roots))
+    kept = " ".join(f"{section}.{name}" for name in roots for section in (".text", ".text.unlikely"))  # the second of cold functions
+    script = (layout or (HERE / "cortex_m.ld").read_text()).replace("ROOTS", kept)
     folder = cache_folder()
     path = folder / f"{core.name}-{tool.kind}{opt}-{_fingerprint([*before, *after, script], tool, files)}.elf"
     if not path.exists():

@@ -105,7 +105,7 @@ def build(target: str, jobs: int) -> Path:
     flags, folder = (LIBRARY_FLAGS, BUILD / "obj-library") if is_library else (FLAGS, BUILD / "obj")
     folder.mkdir(parents=True, exist_ok=True)
     csrc = ROOT / "csrc"
-    sources = [p for pattern in ("*.c", "kernels/*.c", "backends/*/*.c", "ports/*.c") for p in sorted(csrc.glob(pattern))]
+    sources = [csrc / name for name in (csrc / "sources.txt").read_text().split()]
     sources.append(Path(__file__).parent / "repair.c")
     if not is_library:
         sources.append(Path(__file__).parent / f"fuzz_{target}.c")

@@ -11,7 +11,7 @@
 
 /* Cortex-M with the DSP extension and without Helium, little-endian, compiled by GCC or clang. */
 #if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && !defined(__ARM_FEATURE_MVE) &&                        \
-    !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !defined(HTPW_CONFIG_NO_ARMV7EM_DSP)
+    !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !HTPW_SMALL && !defined(HTPW_CONFIG_NO_ARMV7EM_DSP)
 #if __ARM_ARCH_PROFILE == 'M'
 #define HTPW_HAS_ARMV7EM_DSP 1
 #endif
@@ -24,6 +24,12 @@
 extern const struct htpw_backend htpw_backend_armv7em_dsp, htpw_backend_armv7em_dsp_wide;
 
 #define HTPW_DSP_INLINE static inline __attribute__((always_inline))
+#if HTPW_WITH(UNROLL)
+#define HTPW_DSP_SHORT __attribute__((noinline))
+#else
+#define HTPW_DSP_SHORT __attribute__((cold, noinline)) /* what is done around assembly, not for every output: made small */
+#endif
+#define HTPW_DSP_ONCE static __attribute__((noinline)) /* one copy for all who call it */
 
 /* A word at any address; Armv7-M loads and stores it with one instruction. */
 struct htpw_dsp_word {

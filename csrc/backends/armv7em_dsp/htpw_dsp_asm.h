@@ -56,6 +56,7 @@ typedef char htpw_dsp_job_is_80_bytes[sizeof(struct htpw_dsp_job) == 80 ? 1 : -1
     "pop {r4-r11, pc}\n"
 
 /* Runs `step` lr >= 1 times: an odd one first, then two at a time. */
+#if HTPW_WITH(UNROLL)
 #define HTPW_TWICE(step)                                                                                               \
     "lsrs lr, lr, #1\n" /* carry: an odd number of steps */                                                            \
     "bcc 1f\n" step                                                                                                    \
@@ -65,6 +66,12 @@ typedef char htpw_dsp_job_is_80_bytes[sizeof(struct htpw_dsp_job) == 80 ? 1 : -1
     "subs lr, lr, #1\n"                                                                                                \
     "bne 1b\n"                                                                                                         \
     "2:\n"
+#else
+#define HTPW_TWICE(step)                                                                                               \
+    "1:\n" step                                                                                                        \
+    "subs lr, lr, #1\n"                                                                                                \
+    "bne 1b\n"
+#endif
 
 #endif
 #endif

@@ -11,7 +11,7 @@
 #ifdef HTPW_HAS_ARMV7EM_DSP
 
 /* Everything of four channels from channel o on. */
-static void htpw_dsp_line_start(struct htpw_dsp_line *line, const struct htpw_dsp_output *k, const struct htpw_window *g,
+HTPW_DSP_SHORT static void htpw_dsp_line_start(struct htpw_dsp_line *line, const struct htpw_dsp_output *k, const struct htpw_window *g,
                                 int32_t in_offset, const int8_t *w, const int32_t *bias, int32_t o) {
     line->stride = (size_t)g->stride_w * (size_t)g->in_c;
     line->y_pitch = (size_t)g->out_c;
@@ -28,7 +28,7 @@ static void htpw_dsp_line_start(struct htpw_dsp_line *line, const struct htpw_ds
         line->out[j].right = right;
     }
     w += o;
-    for (int32_t t = 0; t < g->k_h * g->k_w; t++, w += g->out_c) {
+    for (int32_t t = 0; t < HTPW_ROWS(g->k_h) * g->k_w; t++, w += g->out_c) {
         const uint32_t four = htpw_dsp_load(w);
         line->w[2 * t] = htpw_sxtab16(htpw_sxtab16(0, four), four);
         line->w[2 * t + 1] = htpw_sxtab16_ror8(htpw_sxtab16_ror8(0, four), four);
@@ -36,12 +36,12 @@ static void htpw_dsp_line_start(struct htpw_dsp_line *line, const struct htpw_ds
 }
 
 /* One output cell anywhere, any requantisation. x: cell (0, 0) of the batch; y0, x0: input position of tap (0, 0). */
-static void htpw_dsp_anywhere(const struct htpw_dsp_line *line, const struct htpw_dsp_output *k,
+HTPW_DSP_ONCE void htpw_dsp_anywhere(const struct htpw_dsp_line *line, const struct htpw_dsp_output *k,
                               const struct htpw_window *g, int32_t o, const int8_t *x, int32_t y0, int32_t x0,
                               int8_t *y) {
-    const struct htpw_taps ty = htpw_clip(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
+    const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
     int32_t s0 = line->bias2[0], s1 = line->bias2[1], s2 = line->bias2[2], s3 = line->bias2[3];
-    for (int32_t ky = ty.first; ky < ty.end && tx.first < tx.end; ky++) {
+    for (int32_t ky = ty.first; ky < (HTPW_WITH(PLANES) ? ty.end : 1) && tx.first < tx.end; ky++) {
         const size_t at = htpw_cell(0, y0 + ky * g->dil_h, x0 + tx.first * g->dil_w, 0, g->in_w, g->in_c);
         const int8_t *xp = x + at + (size_t)o;
         const uint32_t *w = line->w + 2 * (ky * g->k_w + tx.first);
@@ -95,13 +95,13 @@ static void htpw_dsp_row(struct htpw_dsp_line *line, const struct htpw_dsp_outpu
     }
 }
 
-void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
+HTPW_DSP_SHORT void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
                            const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     struct htpw_dsp_output k;
     struct htpw_dsp_line line;
     (void)scratch;
-    if (g->out_c != g->in_c || g->out_c < 4 || g->k_h > HTPW_DSP_TAPS || g->k_w > HTPW_DSP_TAPS ||
-        g->k_h * g->k_w > HTPW_DSP_TAPS) {
+    if (HTPW_WITH(ODD) && (g->out_c != g->in_c || g->out_c < 4 || g->k_h > HTPW_DSP_TAPS || g->k_w > HTPW_DSP_TAPS ||
+                           g->k_h * g->k_w > HTPW_DSP_TAPS)) {
         htpw_depthwise_s8_ref(g, q, in_offset, x, w, bias, y);
         return;
     }
@@ -109,8 +109,8 @@ void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requan
     for (int32_t o = 0; o < g->out_c; o += 4) {
         o = o <= g->out_c - 4 ? o : g->out_c - 4; /* some channels are made a second time, to the same values */
         htpw_dsp_line_start(&line, &k, g, in_offset, w, bias, o);
-        for (int32_t n = 0; n < g->n; n++) {
-            for (int32_t oy = 0; oy < g->out_h; oy++) {
+        for (int32_t n = 0; n < HTPW_ROWS(g->n); n++) {
+            for (int32_t oy = 0; oy < HTPW_ROWS(g->out_h); oy++) {
                 htpw_dsp_row(&line, &k, g, o, x + htpw_cell(n, 0, 0, g->in_h, g->in_w, g->in_c), oy,
                              y + htpw_cell(n, oy, 0, g->out_h, g->out_w, g->out_c));
             }

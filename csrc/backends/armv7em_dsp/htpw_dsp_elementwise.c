@@ -15,6 +15,9 @@ struct htpw_dsp_term {
  * time, so there is nothing to take off for negative values either. |x| <= 255 and left <= 22: the doubled value fits. */
 HTPW_DSP_INLINE int32_t htpw_dsp_term(const int rounds, int32_t x, const struct htpw_dsp_term *t) {
     const int32_t v2 = (int32_t)((uint32_t)x << t->left);
+    if (!HTPW_WITH(UNROLL)) { /* one loop for all: what is taken off is masked */
+        return (htpw_smmlar(v2, t->multiplier, t->rounding) + ((v2 >> 31) & -(t->right != 0))) >> t->right;
+    }
     return rounds ? (htpw_smmlar(v2, t->multiplier, t->rounding) + (v2 >> 31)) >> t->right
                   : htpw_smmulr(v2, t->multiplier);
 }
@@ -62,7 +65,7 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
     const int32_t right = -p->out_shift;
     const size_t whole = n & ~(size_t)3;
     /* 255 << 21 < 2^29, so the sum of two terms is below 2^30 and may be doubled */
-    if (p->a_shift > 0 || p->b_shift > 0 || p->left_shift > 21 || right < 1 || right > HTPW_DSP_QUICK_MAX) {
+    if (HTPW_WITH(ODD) && (p->a_shift > 0 || p->b_shift > 0 || p->left_shift > 21 || right < 1 || right > HTPW_DSP_QUICK_MAX)) {
         htpw_add_s8_ref(n, p, a, b, y);
         return;
     }
@@ -75,7 +78,9 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
         {NULL, (uint8_t)p->act_min * UINT32_C(0x01010101), (uint8_t)p->act_max * UINT32_C(0x01010101), 1,
          p->act_min == -128 && p->act_max == 127}};
     /* The input of larger scale usually has no second rounding. */
-    if (p->a_shift == 0 && p->b_shift == 0) {
+    if (!HTPW_WITH(UNROLL)) {
+        htpw_dsp_sums(1, 1, whole, &s, a, b, y);
+    } else if (p->a_shift == 0 && p->b_shift == 0) {
         htpw_dsp_sums(0, 0, whole, &s, a, b, y);
     } else if (p->a_shift == 0) {
         htpw_dsp_sums(0, 1, whole, &s, a, b, y);
@@ -85,7 +90,9 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
     } else {
         htpw_dsp_sums(1, 1, whole, &s, a, b, y);
     }
-    htpw_add_s8_ref(n - whole, p, a + whole, b + whole, y + whole);
+    if (HTPW_WITH(ODD)) {
+        htpw_add_s8_ref(n - whole, p, a + whole, b + whole, y + whole);
+    }
 }
 
 /* The cells of a pooling window, cut to the input. */
@@ -110,7 +117,7 @@ HTPW_DSP_INLINE void htpw_dsp_pair_add(struct htpw_dsp_pair *sum, const int8_t *
 
 HTPW_DSP_INLINE struct htpw_dsp_pair htpw_dsp_strip(const int8_t *x, size_t step, int32_t n) {
     struct htpw_dsp_pair sum = {0, 0};
-    for (n -= 4; n >= 0; n -= 4, x += 4 * step) {
+    for (n -= 4; HTPW_WITH(UNROLL) && n >= 0; n -= 4, x += 4 * step) {
         htpw_dsp_pair_add(&sum, x);
         htpw_dsp_pair_add(&sum, x + step);
         htpw_dsp_pair_add(&sum, x + 2 * step);
@@ -141,11 +148,8 @@ static __attribute__((noinline)) uint32_t htpw_dsp_mean_line(const int8_t *x, si
 }
 
 /* Mean or maximum of four channels. */
-static uint32_t htpw_dsp_mean4(const struct htpw_dsp_cells *c, int32_t o) {
+HTPW_COLD static uint32_t htpw_dsp_mean_many(const struct htpw_dsp_cells *c, int32_t o) {
     int32_t total[4] = {0, 0, 0, 0};
-    if (c->rows == 1 && c->columns <= HTPW_DSP_HALF_SUMS) {
-        return htpw_dsp_mean_line(c->x + o, c->step, c->columns);
-    }
     for (int32_t row = 0; row < c->rows; row++) {
         const int8_t *x = c->x + (size_t)row * c->pitch + (size_t)o;
         for (int32_t left = c->columns, n; left > 0; left -= n, x += (size_t)n * c->step) {
@@ -160,6 +164,11 @@ static uint32_t htpw_dsp_mean4(const struct htpw_dsp_cells *c, int32_t o) {
     return htpw_dsp_means(total, c->rows * c->columns);
 }
 
+static uint32_t htpw_dsp_mean4(const struct htpw_dsp_cells *c, int32_t o) {
+    return c->rows == 1 && c->columns <= HTPW_DSP_HALF_SUMS ? htpw_dsp_mean_line(c->x + o, c->step, c->columns)
+                                                            : htpw_dsp_mean_many(c, o);
+}
+
 static uint32_t htpw_dsp_max4(const struct htpw_dsp_cells *c, int32_t o) {
     uint32_t top = UINT32_C(0x80808080);
     for (int32_t row = 0; row < c->rows; row++) {
@@ -172,15 +181,15 @@ static uint32_t htpw_dsp_max4(const struct htpw_dsp_cells *c, int32_t o) {
 }
 
 /* All windows; g->in_c >= 4. */
-HTPW_DSP_INLINE void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
+HTPW_DSP_SHORT static void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
                                    int8_t *y, uint32_t (*reduce)(const struct htpw_dsp_cells *c, int32_t o)) {
     const struct htpw_dsp_output k = {NULL, (uint8_t)act_min * UINT32_C(0x01010101),
                                       (uint8_t)act_max * UINT32_C(0x01010101), 1, act_min == -128 && act_max == 127};
-    for (int32_t n = 0; n < g->n; n++, x += htpw_cell(1, 0, 0, g->in_h, g->in_w, g->in_c)) {
-        for (int32_t oy = 0; oy < g->out_h; oy++) {
+    for (int32_t n = 0; n < HTPW_ROWS(g->n); n++, x += htpw_cell(1, 0, 0, g->in_h, g->in_w, g->in_c)) {
+        for (int32_t oy = 0; oy < HTPW_ROWS(g->out_h); oy++) {
             for (int32_t ox = 0; ox < g->out_w; ox++, y += g->in_c) {
                 const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left;
-                const struct htpw_taps ty = htpw_clip(y0, g->k_h, 1, g->in_h), tx = htpw_clip(x0, g->k_w, 1, g->in_w);
+                const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, 1, g->in_h), tx = htpw_clip(x0, g->k_w, 1, g->in_w);
                 const struct htpw_dsp_cells c = {
                     x + htpw_cell(0, y0 + ty.first, x0 + tx.first, 0, g->in_w, g->in_c), ty.end - ty.first,
                     tx.end - tx.first, (size_t)g->in_c, (size_t)g->in_w * (size_t)g->in_c};
@@ -194,7 +203,7 @@ HTPW_DSP_INLINE void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min,
 }
 
 void htpw_avgpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y) {
-    if (g->in_c < 4) {
+    if (HTPW_WITH(ODD) && g->in_c < 4) {
         htpw_avgpool_s8_ref(g, act_min, act_max, x, y);
     } else {
         htpw_dsp_pool(g, act_min, act_max, x, y, htpw_dsp_mean4);
@@ -202,7 +211,7 @@ void htpw_avgpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t a
 }
 
 void htpw_maxpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y) {
-    if (g->in_c < 4) {
+    if (HTPW_WITH(ODD) && g->in_c < 4) {
         htpw_maxpool_s8_ref(g, act_min, act_max, x, y);
     } else {
         htpw_dsp_pool(g, act_min, act_max, x, y, htpw_dsp_max4);

@@ -17,7 +17,7 @@ int8_t htpw_dsp_output_any(const struct htpw_requant *q, int32_t o, int32_t v2) 
     return (int8_t)htpw_clamp(r + q->out_offset, q->act_min, q->act_max);
 }
 
-void htpw_dsp_output_start(struct htpw_dsp_output *k, const struct htpw_requant *q, int32_t channels) {
+HTPW_DSP_SHORT void htpw_dsp_output_start(struct htpw_dsp_output *k, const struct htpw_requant *q, int32_t channels) {
     k->q = q;
     k->low = (uint8_t)q->act_min * UINT32_C(0x01010101);
     k->high = (uint8_t)q->act_max * UINT32_C(0x01010101);
@@ -131,7 +131,7 @@ struct htpw_dsp_product {
     uint32_t *x; /* scratch */
 };
 
-static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_weights kind, int32_t in_c, int32_t out_c,
+HTPW_DSP_SHORT static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_weights kind, int32_t in_c, int32_t out_c,
                                    const struct htpw_requant *q, int32_t in_offset, const int8_t *w,
                                    const int32_t *bias, void *scratch) {
     struct htpw_dsp_job *job = &p->job;
@@ -143,7 +143,7 @@ static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_wei
     p->in_offset = in_offset;
     p->x = (uint32_t *)scratch;
     job->x = p->x;
-    if (kind == HTPW_DSP_WIDE) { /* steps of two columns, two words; unrolled by four */
+    if (HTPW_ANY_WIDE && kind == HTPW_DSP_WIDE) { /* steps of two columns, two words; unrolled by four */
         job->steps = (columns + 1u) / 2u;
         job->x_middle = p->x + 2u * (job->steps & ~UINT32_C(3));
         job->x_end = p->x + 2u * job->steps;
@@ -175,16 +175,19 @@ static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_wei
 /* 4-bit weights are row-major ones with routines of their own. That is a constant of the functions below, not a kind, so that
  * others do not pay for asking. */
 
+/* Without routines for one row it goes as a pair of the same row twice, written to the same place. */
+#define HTPW_DSP_IS_PAIR(rows) (!HTPW_WITH(UNROLL) || (rows) == 2)
+
 HTPW_DSP_INLINE void htpw_dsp_run(const int is_s4, const struct htpw_dsp_job *job, enum htpw_dsp_weights kind,
                                   int32_t rows) {
     if (is_s4) {
-        (rows == 2 ? htpw_dsp_s4_2 : htpw_dsp_s4_1)(job);
+        (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_s4_2 : htpw_dsp_s4_1)(job);
     } else if (kind == HTPW_DSP_ROWS) {
-        (rows == 2 ? htpw_dsp_rows2 : htpw_dsp_rows1)(job);
-    } else if (kind == HTPW_DSP_PACKED) {
-        (rows == 2 ? htpw_dsp_packed2 : htpw_dsp_packed1)(job);
+        (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_rows2 : htpw_dsp_rows1)(job);
+    } else if (!HTPW_ANY_WIDE || kind == HTPW_DSP_PACKED) {
+        (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_packed2 : htpw_dsp_packed1)(job);
     } else {
-        (rows == 2 ? htpw_dsp_wide2 : htpw_dsp_wide1)(job);
+        (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_wide2 : htpw_dsp_wide1)(job);
     }
 }
 
@@ -197,9 +200,12 @@ HTPW_DSP_INLINE void htpw_dsp_slowly_as(const int is_s4, const struct htpw_dsp_p
     for (int32_t j = 0; j < count && p->job.bias != NULL; j++) {
         bias[j] = p->job.bias[o + j];
     }
+    if (p->kind == HTPW_DSP_ROWS && count < 4) {
+        job.pitch = 0; /* fewer than four rows: the first one four times */
+    }
     job.bias = bias; /* four of them, also where the layer has fewer left */
     job.sum = sum;
-    job.finish = rows == 2 ? htpw_dsp_store2 : htpw_dsp_store1;
+    job.finish = HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_store2 : htpw_dsp_store1;
     htpw_dsp_run(is_s4, &job, p->kind, rows);
     for (int32_t row = 0; row < rows; row++, y += p->out_c) {
         for (int32_t j = 0; j < count; j++) {
@@ -208,15 +214,15 @@ HTPW_DSP_INLINE void htpw_dsp_slowly_as(const int is_s4, const struct htpw_dsp_p
     }
 }
 
-static void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+static HTPW_COLD void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
     htpw_dsp_slowly_as(0, p, rows, o, count, y);
 }
 
-static void htpw_dsp_slowly_s4(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+static HTPW_COLD void htpw_dsp_slowly_s4(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
     htpw_dsp_slowly_as(1, p, rows, o, count, y);
 }
 
-/* All outputs of one or two widened rows. y: the first row's. Row-major weights: in_c >= 4 and out_c >= 4. */
+/* All outputs of one or two widened rows. y: the first row's. Row-major weights: in_c >= 4. */
 HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
     void (*const slowly)(const struct htpw_dsp_product *, int32_t, int32_t, int32_t, int8_t *) =
         is_s4 ? htpw_dsp_slowly_s4 : htpw_dsp_slowly;
@@ -225,8 +231,9 @@ HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *
         o = p->out_c & ~3;
         p->job.y = y;
         p->job.y_end = y + o;
-        p->job.finish = p->out.q->per_channel ? (rows == 2 ? htpw_dsp_channels2 : htpw_dsp_channels1)
-                        : rows == 2           ? htpw_dsp_tensor2
+        p->job.out_c = HTPW_WITH(UNROLL) || rows == 2 ? p->out_c : 0;
+        p->job.finish = p->out.q->per_channel   ? (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_channels2 : htpw_dsp_channels1)
+                        : HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_tensor2
                         : p->kind == HTPW_DSP_ROWS && !is_s4 ? NULL
                                                              : htpw_dsp_tensor1;
         htpw_dsp_run(is_s4, &p->job, p->kind, rows);
@@ -234,6 +241,9 @@ HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *
     for (; o < p->out_c; o += 4) {
         if (o + 4 <= p->out_c) {
             slowly(p, rows, o, 4, y);
+        } else if (p->kind == HTPW_DSP_ROWS && p->out_c < 4) {
+            slowly(p, rows, o, 1, y);
+            o -= 3;
         } else if (p->kind == HTPW_DSP_ROWS) {
             slowly(p, rows, p->out_c - 4, 4, y); /* some are made a second time, to the same values */
         } else {
@@ -242,12 +252,16 @@ HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *
     }
 }
 
-static void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) { htpw_dsp_rows_as(0, p, rows, y); }
+HTPW_DSP_ONCE void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) { htpw_dsp_rows_as(0, p, rows, y); }
 
 /* Widens one or two rows of the product; x, pitch and step as in htpw_dsp_widen. Only conv has a step that is not 4. */
 static void htpw_dsp_widen_rows(const struct htpw_dsp_product *p, int32_t rows, const int8_t *x, size_t pitch,
                                 size_t step) {
-    if (p->kind == HTPW_DSP_WIDE) {
+    if (!HTPW_WITH(UNROLL) && rows == 1) {
+        rows = 2;
+        pitch = 0;
+    }
+    if (HTPW_ANY_WIDE && p->kind == HTPW_DSP_WIDE) {
         if (rows == 2) {
             htpw_dsp_widen(2, HTPW_DSP_WIDE, p->in_c, p->in_offset, x, pitch, 4, p->x);
         } else {
@@ -261,7 +275,7 @@ static void htpw_dsp_widen_rows(const struct htpw_dsp_product *p, int32_t rows, 
 }
 
 /* Rows of x that lie one after another. */
-static void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int32_t in_c, int32_t out_c,
+HTPW_DSP_ONCE void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int32_t in_c, int32_t out_c,
                             const struct htpw_requant *q, int32_t in_offset, const int8_t *x, const int8_t *w,
                             const int32_t *bias, void *scratch, int8_t *y) {
     struct htpw_dsp_product p;
@@ -276,7 +290,7 @@ static void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int32_t in
 static void htpw_conv1x1_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                 int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
                                 void *scratch, int8_t *y) {
-    if (in_c < 4 || out_c < 4) {
+    if (HTPW_WITH(ODD) && in_c < 4) {
         htpw_conv1x1_s8_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
     } else {
         htpw_dsp_matrix(HTPW_DSP_ROWS, rows, in_c, out_c, q, in_offset, x, w, bias, scratch, y);
@@ -289,11 +303,13 @@ static void htpw_packed_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, const 
     htpw_dsp_matrix(HTPW_DSP_PACKED, rows, in_c, out_c, q, in_offset, x, (const int8_t *)packed, bias, scratch, y);
 }
 
+#if HTPW_ANY_WIDE
 static void htpw_packed_wide_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                     int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias,
                                     void *scratch, int8_t *y) {
     htpw_dsp_matrix(HTPW_DSP_WIDE, rows, in_c, out_c, q, in_offset, x, (const int8_t *)packed, bias, scratch, y);
 }
+#endif
 
 /* Rows of weights must begin with a byte and have a word. */
 static void htpw_conv1x1_s4_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
@@ -310,8 +326,8 @@ static void htpw_conv1x1_s4_dsp(int32_t rows, int32_t in_c, int32_t out_c, const
     p.job.back = in_c % 8 != 0 ? 4u - (uint32_t)in_c % 8u / 2u : 0u;
     for (int32_t n; rows > 0; rows -= n, x += n * in_c, y += n * out_c) {
         n = rows >= 2 ? 2 : 1;
-        if (n == 2) {
-            htpw_dsp_widen_s4(2, in_c, in_offset, x, (size_t)in_c, p.x);
+        if (HTPW_DSP_IS_PAIR(n)) {
+            htpw_dsp_widen_s4(2, in_c, in_offset, x, n == 2 ? (size_t)in_c : 0u, p.x);
         } else {
             htpw_dsp_widen_s4(1, in_c, in_offset, x, (size_t)in_c, p.x);
         }
@@ -323,7 +339,7 @@ static void htpw_conv1x1_s4_dsp(int32_t rows, int32_t in_c, int32_t out_c, const
 
 /* Copies the window of a cell to where htpw_dsp_widen expects it within scratch: bytes 4i .. 4i + 3 at `to` + i * step,
  * the zero point in place of the padding. y0, x0: input position of tap (0, 0); x: the batch. */
-static void htpw_dsp_gather(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t y0, int32_t x0,
+HTPW_COLD static void htpw_dsp_gather(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t y0, int32_t x0,
                             size_t step, int8_t *to) {
     size_t at = 0;
     for (int32_t ky = 0; ky < g->k_h; ky++) {
@@ -341,7 +357,7 @@ static void htpw_dsp_gather(const struct htpw_window *g, int32_t in_offset, cons
 
 /* Where the window of output cell `cell`, counted through batches and rows, begins in x; NULL if it is not one stretch of
  * memory: then it is gathered to `to` if that is not NULL. */
-static const int8_t *htpw_dsp_window(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t cell,
+HTPW_DSP_SHORT static const int8_t *htpw_dsp_window(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t cell,
                                      size_t step, int8_t *to) {
     const int32_t ox = cell % g->out_w, row = cell / g->out_w, oy = row % g->out_h, n = row / g->out_h;
     const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left;
@@ -355,11 +371,11 @@ static const int8_t *htpw_dsp_window(const struct htpw_window *g, int32_t in_off
     return is_stretch ? x + htpw_cell(0, y0, x0, 0, g->in_w, g->in_c) : NULL;
 }
 
-static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+HTPW_DSP_SHORT static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
                              const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
     const int32_t products = g->k_h * g->k_w * g->in_c, cells = g->n * g->out_h * g->out_w;
     struct htpw_dsp_product p;
-    if (g->groups != 1 || products < 4 || g->out_c < 4) {
+    if (HTPW_WITH(ODD) && (g->groups != 1 || products < 4)) {
         htpw_conv_s8_ref(g, q, in_offset, x, w, bias, y);
         return;
     }
@@ -371,25 +387,40 @@ static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requ
         if (a != NULL && b != NULL) {
             htpw_dsp_widen_rows(&p, rows, a, (size_t)(b - a), 4);
         } else {
+            const size_t step = HTPW_DSP_IS_PAIR(rows) ? 16u : 8u;
             for (int32_t row = 0; row < rows; row++) {
-                (void)htpw_dsp_window(g, in_offset, x, cell + row, 8u * (uint32_t)rows, (int8_t *)(p.x + row));
+                (void)htpw_dsp_window(g, in_offset, x, cell + row, step, (int8_t *)(p.x + row));
             }
-            htpw_dsp_widen_rows(&p, rows, (const int8_t *)p.x, 4, 8u * (uint32_t)rows);
+            htpw_dsp_widen_rows(&p, rows, (const int8_t *)p.x, 4, step);
         }
         htpw_dsp_rows(&p, rows, y);
     }
 }
 
 const struct htpw_backend htpw_backend_armv7em_dsp = {
-    HTPW_BACKEND_ARMV7EM_DSP, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
-    htpw_packed_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
-    htpw_conv1x1_s4_dsp,
+    HTPW_BACKEND_ARMV7EM_DSP,
+    HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_packed_s8_dsp),
+    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
     NULL /* the wide one synthesises for both */};
 
+#if HTPW_ANY_WIDE
 const struct htpw_backend htpw_backend_armv7em_dsp_wide = {
-    HTPW_BACKEND_ARMV7EM_DSP_WIDE, htpw_conv_s8_dsp, htpw_depthwise_s8_dsp, htpw_conv1x1_s8_dsp,
-    htpw_packed_wide_s8_dsp,       htpw_add_s8_dsp,  htpw_avgpool_s8_dsp,   htpw_maxpool_s8_dsp,
-    htpw_conv1x1_s4_dsp,
-    htpw_dsp_synth_run};
+    HTPW_BACKEND_ARMV7EM_DSP_WIDE,
+    HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_packed_wide_s8_dsp),
+    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
+    HTPW_IF(HTPW_ANY_FUSED, htpw_dsp_synth_run)};
+#endif
 
 #endif

@@ -5,7 +5,8 @@
 #include "../htpw_backend.h"
 
 /* Armv8.1-M with integer Helium, little-endian, compiled by GCC or clang. */
-#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !defined(HTPW_CONFIG_NO_ARMV81M_MVE)
+#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !HTPW_SMALL &&                     \
+    !defined(HTPW_CONFIG_NO_ARMV81M_MVE)
 #if __ARM_FEATURE_MVE & 1
 #define HTPW_HAS_ARMV81M_MVE 1
 #endif

@@ -39,9 +39,15 @@ void htpw_mve_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, c
 }
 
 const struct htpw_backend htpw_backend_armv81m_mve = {
-    HTPW_BACKEND_ARMV81M_MVE, htpw_mve_conv, htpw_mve_depthwise, htpw_mve_conv1x1, htpw_mve_packed,
-    htpw_mve_add,             htpw_mve_avgpool, htpw_mve_maxpool,
-    htpw_conv1x1_s4_plain,
-    htpw_mve_synth};
+    HTPW_BACKEND_ARMV81M_MVE,
+    HTPW_IF(HTPW_WITH(CONV), htpw_mve_conv),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_mve_depthwise),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_mve_conv1x1),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_mve_packed),
+    HTPW_IF(HTPW_WITH(ADD), htpw_mve_add),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_mve_avgpool),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_mve_maxpool),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
+    HTPW_IF(HTPW_ANY_FUSED, htpw_mve_synth)};
 
 #endif

@@ -172,9 +172,15 @@ static void htpw_thumb_depthwise(const struct htpw_window *g, const struct htpw_
 }
 
 const struct htpw_backend htpw_backend_thumb = {
-    HTPW_BACKEND_THUMB, htpw_thumb_conv, htpw_thumb_depthwise, htpw_thumb_conv1x1,
-    htpw_thumb_packed,  htpw_add_s8_ref, htpw_avgpool_s8_ref,  htpw_maxpool_s8_ref,
-    htpw_conv1x1_s4_plain,
+    HTPW_BACKEND_THUMB,
+    HTPW_IF(HTPW_WITH(CONV), htpw_thumb_conv),
+    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_thumb_depthwise),
+    HTPW_IF(HTPW_ANY_ROWS, htpw_thumb_conv1x1),
+    HTPW_IF(HTPW_ANY_PACKED, htpw_thumb_packed),
+    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_ref),
+    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_ref),
+    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_ref),
+    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
     NULL};
 
 #else

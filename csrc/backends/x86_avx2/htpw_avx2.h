@@ -9,7 +9,7 @@
 #include "../htpw_backend.h"
 
 /* The functions name their instruction set themselves, so that the files need no flags. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(HTPW_CONFIG_NO_X86_AVX2)
+#if defined(__x86_64__) && defined(__GNUC__) && !HTPW_SMALL && !defined(HTPW_CONFIG_NO_X86_AVX2)
 #define HTPW_HAS_X86_AVX2
 
 #include <immintrin.h>

@@ -9,7 +9,7 @@
 #include "../htpw_backend.h"
 
 /* The functions name their instruction set themselves, so that the files need no flags. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(HTPW_CONFIG_NO_X86_AVX512VNNI)
+#if defined(__x86_64__) && defined(__GNUC__) && !HTPW_SMALL && !defined(HTPW_CONFIG_NO_X86_AVX512VNNI)
 #define HTPW_HAS_X86_AVX512VNNI
 
 #include <immintrin.h>

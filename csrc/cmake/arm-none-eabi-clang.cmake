@@ -1,0 +1,20 @@
+# clang for bare-metal Cortex-M: cmake -DCMAKE_TOOLCHAIN_FILE=csrc/cmake/arm-none-eabi-clang.cmake -DHTPW_CPU=cortex-m4
+# The library itself needs no C library; a program also needs one, for example by --sysroot in HTPW_CPU_FLAGS.
+set(CMAKE_SYSTEM_NAME Generic)
+set(CMAKE_SYSTEM_PROCESSOR arm)
+set(HTPW_CPU cortex-m4 CACHE STRING "Core, as -mcpu takes it")
+set(HTPW_FLOAT_ABI soft CACHE STRING "soft or hard; with hard say in HTPW_CPU_FLAGS which -mfpu")
+set(HTPW_CPU_FLAGS "" CACHE STRING "More flags that select the core")
+set(CMAKE_C_COMPILER clang)
+set(CMAKE_CXX_COMPILER clang++)
+set(CMAKE_ASM_COMPILER clang)
+set(CMAKE_C_COMPILER_TARGET thumb-none-eabi)
+set(CMAKE_CXX_COMPILER_TARGET thumb-none-eabi)
+set(CMAKE_C_FLAGS_INIT "-mcpu=${HTPW_CPU} -mthumb -mfloat-abi=${HTPW_FLOAT_ABI} -ffreestanding ${HTPW_CPU_FLAGS}")
+set(CMAKE_CXX_FLAGS_INIT "${CMAKE_C_FLAGS_INIT}")
+set(CMAKE_EXE_LINKER_FLAGS_INIT "-fuse-ld=lld -Wl,--gc-sections")
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY) # a program would need start-up code
+set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES HTPW_CPU HTPW_FLOAT_ABI HTPW_CPU_FLAGS)
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY BOTH)
+set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE BOTH)

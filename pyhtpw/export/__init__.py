@@ -1,0 +1,1 @@
+"""Images and networks in the forms that other tools read."""
