@@ -183,8 +183,11 @@ static void app_write_kernels(void) {
 #if APP_SLOT_BYTES > 0
 /* Stores the code pack that has arrived, unless it is there; it is used from the next start on. */
 static void app_receive_pack(void) {
-    if (app_kept.stage < 2) {
-        const uint32_t bytes = app_read(app_open("pack", 0), app_pack, APP_PACK_BYTES);
+    const uint32_t bytes = app_read(app_open("pack", 0), app_pack, APP_PACK_BYTES);
+    const uint32_t number = bytes < 16u ? 0u
+                                        : app_pack[12] | (uint32_t)app_pack[13] << 8 | (uint32_t)app_pack[14] << 16 |
+                                              (uint32_t)app_pack[15] << 24;
+    if (app_kept.stage < 2 && app_model.pack_number != number) { /* a cut behind the last byte that counts leaves it whole */
         const int result = APP_PHASE("store", htpw_codes_store(&app_model, &app_slot_flash, app_pack, bytes));
         app_restart_if_cut();
         app_check(result, "store");

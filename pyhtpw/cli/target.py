@@ -37,14 +37,6 @@ def _windows(image, source: Path | None, data: str | None, data_dir: Path | None
     return image.quantise(windows), f"{len(windows)} test windows of {data}"
 
 
-def _settings(opt: str, compiler: str, float_abi: str):
-    import os
-
-    from pyhtpw.target.firmware import Settings
-
-    return Settings(opt=opt, compiler=compiler, float_abi=float_abi), os.environ
-
-
 @target.command("run")
 def run(
     image: Image_,
@@ -57,7 +49,7 @@ def run(
     protocol: Protocol = None,
     count: Count = 8,
     codes: Annotated[Path | None, typer.Option(help="Code pack to send to the running board, with a power cut.")] = None,
-    cut: Annotated[int, typer.Option(help="With --codes: the power fails in this operation of the flash.", min=0)] = 1,
+    cut: Annotated[int, typer.Option(help="With --codes: the power fails in this operation of the flash.", min=0)] = 0,
     opt: Opt = "-O3",
     compiler: Tool = "auto",
     float_abi: Float = "auto",
@@ -72,10 +64,11 @@ def run(
     """
     from pyhtpw.model import Image
     from pyhtpw.target import boards as on
+    from pyhtpw.target.firmware import Settings
 
     opened = Image.open(image)
     x, what = _windows(opened, source, data, data_dir, protocol, count, seed)
-    settings, _ = _settings(opt, compiler, float_abi)
+    settings = Settings(opt=opt, compiler=compiler, float_abi=float_abi)
     names = list(on.boards()) if all_boards else [board]
     pack = None
     if codes is not None:
@@ -107,7 +100,6 @@ def report(
     source: Source = None,
     html: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
     constants: Annotated[Path | None, typer.Option(help="TOML file with your cycle and energy constants.")] = None,
-    peer: Annotated[str | None, typer.Option(help="Compare with CMSIS-NN: 'live' (your own build) or 'recorded'.", hidden=True)] = None,
     opt: Opt = "-O3",
     compiler: Tool = "auto",
     float_abi: Float = "auto",
@@ -119,10 +111,11 @@ def report(
     from pyhtpw.model import Image
     from pyhtpw.target import boards as on
     from pyhtpw.target import measure
+    from pyhtpw.target.firmware import Settings
 
     opened = Image.open(image)
     x, _ = _windows(opened, source, None, None, None, 3, seed)
-    settings, _ = _settings(opt, compiler, float_abi)
+    settings = Settings(opt=opt, compiler=compiler, float_abi=float_abi)
     found = measure.report(opened, on.board_named(board), schedule, settings, x[:3], constants=constants, seconds=timeout)
     if html is not None:
         from pyhtpw.target.measure_html import write_html

@@ -82,7 +82,7 @@ def matrix(
     settings: Settings = Settings(),  # noqa: B008 - frozen
     *,
     pack: bytes | None = None,
-    cut: int = 1,
+    cut: int = 0,
     seconds: float = 300.0,
 ) -> list[Row]:
     """Runs an image on boards by schedules.
@@ -139,11 +139,11 @@ def _row(board, image, schedule, settings, x, pack, cut, before, after, seconds)
         pairs = compare(image, x, [*after, session.OnBoard(built, done, max(done.logits))])
         for stage in sorted(done.logits)[:-1]:  # what ran before the pack was whole: the image as it was
             old = session.OnBoard(built, done, stage)
-            for telling in before:
+            for telling in after if done.packs[stage] else before:
                 bad = int(np.count_nonzero(telling.logits(x) != old.logits(x)))
                 pairs.append(_Logits(x.shape[0] * image.plan.output, bad, f"start {stage} differs from {telling.name}" if bad else None))
     first = next((p.first for p in pairs if p.first), None)
-    number = done.packs[-1] if done.packs else None
+    number = done.packs[max(done.packs)] if done.packs else None
     compared, differ = sum(p.compared for p in pairs), sum(p.differ for p in pairs)
     return Row(board.name, board.cpu, schedule, done.backend, compared, differ, first, done.stack, len(done.resets), number)
 

@@ -373,8 +373,7 @@ def _link(board: Board, built: Library, settings: Settings, sources: Sequence[Pa
     Path(folder, "layout.ld").write_text(script.replace("APP_STACK_BYTES", str(stack)))
     command += ["-Wl,-T,layout.ld", *objects, str(built.archive)]
     command += [str(settings.peer[1])] if settings.peer else []
-    if tool.kind == "gcc":
-        command += ["-Wl,--fatal-warnings", "-lgcc"]
+    command += ["-Wl,--fatal-warnings", "-lgcc"]  # which zig takes for its compiler-rt
     try:
         _call([*command, "-o", "firmware.elf"], folder, f"{name} on {board.name}")
     except ToolError as error:

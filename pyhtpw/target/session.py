@@ -67,8 +67,8 @@ class Session:
         Operator -> row-major int8, if asked for.
     plan : tuple of int
         Arena, cache, input and output bytes as the board reports them.
-    packs : list of int
-        Number of the applied code pack at each start.
+    packs : dict
+        Starts -> number of the applied code pack.
     phases : list of Phase
     stack : int
         Most stack of the whole program, bytes.
@@ -82,7 +82,7 @@ class Session:
     logits: dict[int, np.ndarray] = field(default_factory=dict)
     kernels: dict[int, np.ndarray] = field(default_factory=dict)
     plan: tuple[int, ...] = ()
-    packs: list[int] = field(default_factory=list)
+    packs: dict[int, int] = field(default_factory=dict)
     phases: list[Phase] = field(default_factory=list)
     stack: int = 0
     resets: list[str] = field(default_factory=list)
@@ -188,15 +188,15 @@ def _check(built: Firmware, console: str, log: qemu.Log, expired: float | None) 
 
 
 def _read(console: str) -> Session:
-    session, logits = Session(console=console), {}
+    session, logits, start = Session(console=console), {}, 0
     for line in console.splitlines():
         word, *rest = line.split()
         if word == "htpw":
-            session.backend = rest[1]
+            session.backend, start = rest[1], int(rest[2])
         elif word == "plan":
             session.plan = tuple(int(value) for value in rest)
         elif word == "pack":
-            session.packs.append(int(rest[0]))
+            session.packs[start] = int(rest[0])
         elif word == "phase":
             session.phases.append(Phase(rest[0], int(rest[1]), int(rest[2])))
         elif word == "logits":
