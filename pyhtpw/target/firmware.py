@@ -369,6 +369,7 @@ def _link(board: Board, built: Library, settings: Settings, sources: Sequence[Pa
     objects += _compile(tool, flags, [s for s in sources if s.suffix != ".S"], folder)
     core, abi, fpu = _core(board, settings)
     command = [*tool.command, *_target(tool, core, abi, fpu), "-static", "-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none"]
+    command += ["-Wl,-e,app_reset"]
     script = board.script.read_text().replace("INCLUDE firmware.ld", (FOLDER / "firmware.ld").read_text())
     Path(folder, "layout.ld").write_text(script.replace("APP_STACK_BYTES", str(stack)))
     command += ["-Wl,-T,layout.ld", *objects, str(built.archive)]

@@ -480,6 +480,11 @@ class Listing:
         last = kinds[-1] if kinds else ""
         return Counter(kinds), cycles, last in ("branch", "loop_end", "loop_start") or "pc" in code[-1][1]
 
+    @functools.cache
+    def moved(self, start: int, end: int) -> int:
+        """Registers that loads and stores of several move, from start to end."""
+        return sum(registers_moved(*self._code[address]) for address in range(start, end, 2) if address in self._code)
+
     def analyse(self, pairs: Counter, ends: dict[int, int]) -> tuple[int, dict[str, int], int]:
         """(instructions, classes, cycles) of the blocks of one call."""
         classes: Counter[str] = Counter()

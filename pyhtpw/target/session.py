@@ -27,19 +27,22 @@ SPLIT = "htpw_cursor_next"  # called once in front of every operator
 
 @dataclass(frozen=True)
 class Cost:
-    """Executed instructions, by class (`qemu.classify`), taken branches, and estimated cycles of the Cortex-M3/M4 model."""
+    """Executed instructions, by class (`qemu.classify`), taken branches, registers moved by loads and stores of several, and
+    `qemu.estimate`'s cycles of Cortex-M3 and M4."""
 
     instructions: int
     classes: dict[str, int]
     taken: int
+    moved: int
     cycles: int
 
     def __add__(self, other: "Cost") -> "Cost":
         classes = dict(Counter(self.classes) + Counter(other.classes))
-        return Cost(self.instructions + other.instructions, classes, self.taken + other.taken, self.cycles + other.cycles)
+        sums = (self.taken + other.taken, self.moved + other.moved, self.cycles + other.cycles)
+        return Cost(self.instructions + other.instructions, classes, *sums)
 
 
-NOTHING = Cost(0, {}, 0, 0)
+NOTHING = Cost(0, {}, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,8 @@ def cost(listing: qemu.Listing, pairs: Counter, ends: dict[int, int]) -> Cost:
     """What the blocks of one stretch cost."""
     instructions, classes, cycles = listing.analyse(pairs, ends)
     taken = sum(n for (start, after), n in pairs.items() if listing.block(start, ends[start])[2] and after != ends[start])
-    return Cost(instructions, classes, taken, cycles)
+    moved = sum(n * listing.moved(start, ends[start]) for (start, _), n in pairs.items())
+    return Cost(instructions, classes, taken, moved, cycles)
 
 
 class OnBoard:
