@@ -29,6 +29,7 @@ from pyhtpw.target.qemu import memory
 LINE = re.compile(r"^ *([0-9a-f]+):\t[0-9a-f ]+\t(\S+)(?:\t([^@;]*))?")
 HEADER = re.compile(r"^[0-9a-f]+ <([^>]+)>:$")
 TARGET = re.compile(r"^\w*?,? ?([0-9a-f]+) <([^>+]+)>$")
+RETURN_OR_SWITCH = re.compile(r"pc, (\[sp\], #|\[\w+, \w+, lsl #2\])")
 TABLE = re.compile(r"^htpw_(backend_\w+|portable)$")
 DRIVERS = ("htpw_fake_erase", "htpw_fake_program")
 FLASH_CALLERS = ("htpw_flash_erase", "htpw_flash_program")
@@ -110,7 +111,7 @@ def functions(built: Firmware) -> dict[str, Function]:
                 current.calls.add(goal[2])
             elif mnemonic == "blx" or (mnemonic == "bx" and operands != "lr") or (mnemonic == "mov" and operands.startswith("pc,")):
                 current.indirect = True
-            elif mnemonic == "ldr" and operands.startswith("pc") and not re.match(r"pc, \[sp\], #", operands):  # that is a return
+            elif mnemonic == "ldr" and operands.startswith("pc") and not RETURN_OR_SWITCH.match(operands):
                 current.indirect = True
     found.pop("end", None)
     return {name: f for name, f in found.items() if not name.startswith("$")}
