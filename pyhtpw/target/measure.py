@@ -41,7 +41,7 @@ def objects(built: Firmware) -> dict[str, str]:
     for folder in (built.library.folder, built.folder):
         for path in sorted(folder.glob("*.su")):
             for line in path.read_text().splitlines():
-                found[line.split("\t")[0].rsplit(":", 1)[1]] = path.stem
+                found[line.split("\t")[0].rsplit(":", 1)[1].split(".")[0]] = path.stem  # clones are called name.constprop
     return found
 
 
@@ -65,7 +65,7 @@ def flash(built: Firmware) -> dict[str, Any]:
     for symbol in sorted(built.elf.symbols.values(), key=lambda s: (-s.size, s.name)):
         if symbol.section not in FLASHED or not symbol.size:
             continue
-        source = origin.get(symbol.name) or origin.get(symbol.name.split(".")[0].split("@")[0])
+        source = origin.get(symbol.name.split(".")[0].split("@")[0])
         group = FLASHED[symbol.section]
         if symbol.section == ".text":
             group = _group(source, symbol.name)
