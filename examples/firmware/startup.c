@@ -23,7 +23,7 @@ __attribute__((naked)) void app_fault(void) {
 
 void app_fault_report(const uint32_t *frame) {
     static const char *const names[8] = {"r0", "r1", "r2", "r3", "r12", "lr", "pc", "xpsr"};
-    app_print("fault");
+    app_print("\nfault");
     if ((uintptr_t)frame >= (uintptr_t)app_stack_limit && (uintptr_t)frame < (uintptr_t)app_stack_top) {
         for (int i = 0; i < 8; i++) {
             app_print(" ");
@@ -100,6 +100,12 @@ void app_stack_paint(void) {
 
 uint32_t app_stack_used(uint32_t sp) {
     const volatile uint32_t *lowest = app_stack_scan();
+    if (lowest == app_stack_limit) { /* some boards swallow writes below their RAM instead of faulting */
+        app_print("\nfault overflow sp");
+        app_print_hex(sp);
+        app_print("\n");
+        app_exit(1);
+    }
     if (app_stack_lowest == 0 || lowest < app_stack_lowest) {
         app_stack_lowest = lowest;
     }

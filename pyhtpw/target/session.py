@@ -193,7 +193,7 @@ def _check(built: Firmware, console: str, log: qemu.Log, expired: float | None) 
 def _read(console: str) -> Session:
     session, logits, start = Session(console=console), {}, 0
     for line in console.splitlines():
-        word, *rest = line.split()
+        word, *rest = line.split() or [""]
         if word == "htpw":
             session.backend, start = rest[1], int(rest[2])
         elif word == "plan":
