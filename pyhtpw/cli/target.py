@@ -128,3 +128,47 @@ def report(
             print(line)
         if html is not None:
             print(f"written: {html}")
+
+
+@target.command("monitor")
+def monitor(
+    image: Image_,
+    board: Board = "mps2-an386",
+    data_dir: DataDir = None,
+    record: Annotated[str, typer.Option(help="Record of MIT-BIH, with --data-dir.")] = "200",
+    seconds: Annotated[int | None, typer.Option(help="Only so many seconds.", min=1)] = None,
+    opt: Opt = "-O3",
+    compiler: Tool = "auto",
+    timeout: Timeout = 3600,
+    as_json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Stream an ECG, sample by sample, through the monitor on an emulated board; a decision per second, equal to the host's.
+
+    Without --data-dir a minute of synthetic ECG with bad stretches. Status 1 if a decision differs.
+    """
+    import os
+
+    from pyhtpw.model import Image
+    from pyhtpw.target import boards as on
+    from pyhtpw.target import monitor as ecg
+    from pyhtpw.target.firmware import Settings
+
+    opened = Image.open(image)
+    folder = data_dir or (Path(os.environ["HTPW_DATA"]) if os.environ.get("HTPW_DATA") else None)
+    x = ecg.synthetic(seconds or 60, seed) if folder is None else ecg.record(folder, record)
+    if seconds is not None:
+        x = x[: seconds * ecg.Constants.of(opened).rate]
+    found = ecg.run(opened, on.board_named(board), Settings(opt=opt, compiler=compiler), x, seconds=timeout)
+    found["input"] = "synthetic ECG (says nothing about patients)" if folder is None else f"MIT-BIH record {record}"
+    if as_json:
+        emit(found)
+    else:
+        print(f"{found['input']}, {found['seconds']} s on {found['board']} ({found['backend']}): {found['decisions']} decisions, "
+              f"{found['differ']} differ from the host")
+        print(f"ventricular {found['ventricular']}, other {found['other']}, none for bad signal {found['no_decision']}")
+        if found["first"]:
+            print(f"first: {found['first']}")
+        for name, value in found["bill"].items():
+            print(f"  {name.replace('_', ' '):28s} {value:>12,}" if value is not None else f"  {name}: not reached")
+    raise typer.Exit(1 if found["differ"] else 0)

@@ -14,10 +14,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pyhtpw import _native
 from pyhtpw._native import ffi, lib
@@ -26,7 +27,7 @@ from pyhtpw.model import Image, Plan
 from pyhtpw.target import toolchain
 
 FOLDER = toolchain.ROOT / "examples" / "firmware"
-SOURCES = ("startup.c", "console.c", "main.c", "image.S")
+SOURCES = ("startup.c", "console.c", "image.S")
 SCHEDULES = {"boot": 0, "lazy": 1, "streamed": 2, "installed": 3}  # enum htpw_schedule
 FLOATS = ("auto", "soft", "hard")
 FPU = {"cortex-m4": "fpv4-sp-d16", "cortex-m7": "fpv5-sp-d16", "cortex-m33": "fpv5-sp-d16"}
@@ -295,6 +296,8 @@ def build(
     pack: bytes | None = None,
     stack: int | None = None,
     extra: Sequence[Path] = (),
+    application: Sequence[str] = ("main.c",),
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Firmware:
     """Builds the firmware of a board with an image in its flash.
 
@@ -308,6 +311,10 @@ def build(
         Bytes reserved for the stack.
     extra : sequence of Path
         More C files of the application.
+    application : sequence of str
+        Its own C files, in `FOLDER`.
+    sizes : mapping
+        More constants for it: NAME -> value becomes APP_NAME.
 
     Raises
     ------
@@ -320,12 +327,13 @@ def build(
     backend = backend_of(board, settings)
     plan = image.plan_for(backend)
     config = _config(image, schedule, backend, plan, pack)
+    config += "".join(f"#define APP_{name} ({value})\n" for name, value in sizes.items())
     if stack is None:
         stack = STACKS.get(board.name, STACK)
-    sources = [*(FOLDER / name for name in SOURCES), *(Path(path).resolve() for path in extra)]
+    sources = [*(FOLDER / name for name in (*SOURCES, *application)), *(Path(path).resolve() for path in extra)]
     scripts = [board.script, FOLDER / "firmware.ld", FOLDER / "app.h"]
     digest = hashlib.sha256("\0".join([lib_built.folder.name, board.name, schedule, config, str(stack)]).encode())
-    for part in [image.data, pack or b"", *(path.read_bytes() for path in [*sources, *scripts])]:
+    for part in [image.data, pack or b"", *(path.read_bytes() for path in [*sources, *scripts, *FOLDER.rglob("*.h")])]:
         digest.update(hashlib.sha256(part).digest())
     if settings.peer is not None:
         digest.update(hashlib.sha256(settings.peer[1].read_bytes()).digest())

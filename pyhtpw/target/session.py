@@ -79,6 +79,8 @@ class Session:
         Why it started again.
     store : bytes
         The flash store at the end, if asked for.
+    decisions : list of tuple
+        Of the ECG monitor: second, decision, quality, two logits.
     """
 
     backend: str = ""
@@ -90,6 +92,7 @@ class Session:
     stack: int = 0
     resets: list[str] = field(default_factory=list)
     store: bytes = b""
+    decisions: list[tuple[int, ...]] = field(default_factory=list)
     console: str = ""
 
     def phase(self, name: str, at: int = 0) -> Phase:
@@ -107,6 +110,7 @@ def run(
     cut: int | None = None,
     store: bytes | None = None,
     keep: bool = False,
+    samples: np.ndarray | None = None,
     seconds: float = 300.0,
 ) -> Session:
     """Starts the board and lets it run to its end.
@@ -124,6 +128,8 @@ def run(
         What the flash store holds at the start; default: erased.
     keep : bool
         Read the flash store out at the end.
+    samples : int16 (n,), optional
+        What the ECG monitor's converter gives.
     seconds : float
         Bound on the time of everything.
 
@@ -139,6 +145,8 @@ def run(
     options |= {"windows": len(windows)} | ({} if cut is None else {"cut": cut})
     with tempfile.TemporaryDirectory(prefix="htpw-board-") as folder:
         Path(folder, "windows").write_bytes(np.ascontiguousarray(windows, np.int8).tobytes())
+        if samples is not None:
+            Path(folder, "samples").write_bytes(np.ascontiguousarray(samples, "<i2").tobytes())
         if built.pack is not None:
             Path(folder, "pack").write_bytes(built.pack)
         command = [qemu.find_qemu(), "-M", built.board.name, "-display", "none", "-serial", "none", "-monitor", "none"]
@@ -206,6 +214,8 @@ def _read(console: str) -> Session:
             logits.setdefault(int(rest[0]), []).append([int(value) for value in rest[1:]])
         elif word == "kernel":
             session.kernels[int(rest[0])] = np.empty(int(rest[1]), np.int8)
+        elif word == "decision":
+            session.decisions.append(tuple(int(value) for value in rest))
         elif word == "stack":
             session.stack = int(rest[0])
         elif line.endswith("reset"):
