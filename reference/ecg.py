@@ -71,6 +71,6 @@ def decisions(x: np.ndarray, window: int, rate: int, gain: int, zero_point: int)
         flags.append(quality(x[end - rate : end], int(x[max(end - rate - 1, 0)])))
         if end >= window:
             joined = 0
-            for flag in flags[-(-(-window // rate)) :]:
+            for flag in flags[-window // rate :]:
                 joined |= flag
             yield Due(second, joined, normalise(h[end - window : end], gain, zero_point))

@@ -169,7 +169,8 @@ def test_stack_bounds_are_of_the_real_call_graph(every):
 
 @pytest.mark.parametrize(("mnemonic", "operands", "n"), [
     ("push", "{r4, r5, lr}", 12), ("push", "{r4-r11, lr}", 36), ("stmdb", "sp!, {r4-r11, lr}", 36), ("vpush", "{d8-d15}", 64),
-    ("vpush", "{s16-s17}", 8), ("sub", "sp, #80", 80), ("sub.w", "sp, sp, #1024", 1024), ("add", "sp, #8", 0), ("str.w", "lr, [sp, #-4]!", 4),
+    ("vpush", "{s16-s17}", 8), ("sub", "sp, #80", 80), ("sub.w", "sp, sp, #1024", 1024), ("add", "sp, #8", 0),
+    ("str.w", "lr, [sp, #-4]!", 4),
     ("sub", "r0, #4", 0), ("strd", "r4, r5, [sp, #-16]!", 16)])
 def test_what_lowers_the_stack(mnemonic, operands, n):
     assert stack.pushed(mnemonic, operands) == n
@@ -230,7 +231,8 @@ def test_a_fault_names_registers_and_function(small, board, tmp_path):
 
 @needs_tools
 def test_a_stack_that_overflows_faults(small, tmp_path):
-    extra = broken(tmp_path, "volatile uint8_t much[8192]; for (uint32_t i = 0; i < 8192u; i++) { much[i] = (uint8_t)window; } (void)much[3];")
+    extra = broken(tmp_path, "volatile uint8_t much[8192];\n"
+                   "for (uint32_t i = 0; i < 8192u; i++) { much[i] = (uint8_t)window; } (void)much[3];")
     built = firmware.build(firmware.board_named("mps2-an386"), small, "boot", GCC, extra=extra)
     with pytest.raises(BoardError, match="the stack has overflowed") as error:
         session.run(built, sample_windows(small, 1))

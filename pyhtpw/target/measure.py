@@ -24,6 +24,8 @@ FLASHED = {".startup": "start-up", ".app": "application", ".image": "image", ".t
            ".data": "initial values"}
 SRAM = {".stack": "stack, reserved", ".data": "static data", ".bss": "static data", ".arena": "arena", ".cache": "cache",
         ".rest": "self-test beyond arena and cache", ".noinit": "kept over resets"}
+PARTS = {"htpw_selftest": "self-test", "htpw_synth": "synthesis", "htpw_heads": "synthesis", "ports_htpw_fake_flash": "flash driver",
+         "ecg_monitor_ecg_front": "ECG front end", "ecg_front": "ECG front end"}
 ROOTS = {"selftest": "htpw_selftest", "open": "htpw_model_open", "codes": "htpw_codes_boot", "run": "htpw_run", "store": "htpw_codes_store"}
 
 
@@ -52,9 +54,7 @@ def _group(origin: str | None, name: str) -> str:
     for prefix in ("kernels_", "backends_"):
         if origin.startswith(prefix):
             return "kernels"
-    return {"htpw_selftest": "self-test", "htpw_synth": "synthesis", "htpw_heads": "synthesis", "ports_htpw_fake_flash": "flash driver"}.get(
-        origin, "core"
-    )
+    return PARTS.get(origin, "core")
 
 
 def flash(built: Firmware) -> dict[str, Any]:
@@ -127,7 +127,9 @@ def counted(image: Image, built: Firmware, done: Session) -> tuple[dict[str, Any
     inference = costs["inference"].instructions
     return (
         {
-            "phases": {name: {"instructions": c.instructions, "taken_branches": c.taken, "classes": c.classes} for name, c in costs.items()},
+            "phases": {
+                name: {"instructions": c.instructions, "taken_branches": c.taken, "classes": c.classes} for name, c in costs.items()
+            },
             "layers": [{"name": n, "kind": k, "instructions": c.instructions, "classes": c.classes} for n, k, c in layers],
             "synthesis_instructions": boot,
             "synthesis_in_inferences": round(boot / inference, 3),
@@ -227,8 +229,8 @@ def headline(found: dict[str, Any]) -> list[str]:
         f"{found['image']['name']} ({found['image']['bytes']:,} bytes) on {found['board']} ({found['cpu']}), backend {found['backend']}, "
         f"schedule {found['schedule']}",
         f"{found['compiler']}: {found['flags']}; emulated by QEMU, nothing here is a time on silicon",
-        f"SRAM: arena and cache are what htpw_plan_memory promised ({memory['promised']['arena']:,} + {memory['promised']['cache']:,} bytes); "
-        f"at most {memory['used_at_most']:,} bytes with the stack bound, {memory['used_seen']:,} seen",
+        f"SRAM: arena and cache are what htpw_plan_memory promised ({memory['promised']['arena']:,} + {memory['promised']['cache']:,} "
+        f"bytes); at most {memory['used_at_most']:,} bytes with the stack bound, {memory['used_seen']:,} seen",
         f"synthesis costs {counts['synthesis_in_inferences']} inferences; below 1 % of all after {counts['inferences_until_1_percent']}",
     ]
 
@@ -241,8 +243,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         widths = [max(len(row[i]) for row in text) for i in range(len(head))]
         yield ""
         yield title
-        for row in text:
-            yield "  " + "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for first, *others in text:
+            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            yield "  " + "  ".join([first.ljust(widths[0]), *cells])
 
 
 __all__ = ["NOTHING", "counted", "flash", "lines", "report", "sections", "sram", "tables"]
