@@ -234,6 +234,36 @@ def backend_off(cpu: str) -> str:
         raise NotRun(str(error)) from error
 
 
+def firmware_on(board: str, compiler: str, opt: str, float_abi: str) -> str:
+    """The example firmware by every schedule that fits, and a code pack through a power cut, against numpy and C here."""
+    import test_codes_device as packs
+
+    from pyhtpw.errors import MissingToolError
+    from pyhtpw.model import Image
+    from pyhtpw.target import boards, firmware
+    from pyhtpw.verify import sample_windows
+
+    settings = firmware.Settings(opt=opt, compiler=compiler, float_abi=float_abi)
+    path = firmware.FOLDER / "ecg-small.htpw" if board == "microbit" else ROOT / "results" / "mitdb-first.htpw"
+    image, base = Image.open(path), Image(packs.BASE, "every head kind")
+    try:
+        found = boards.matrix(image, sample_windows(image, 16), [board], boards.schedules("all"), settings)
+        found += boards.matrix(base, sample_windows(base, 8), [board], boards.schedules("all"), settings, pack=packs.PACKS[2])
+    except MissingToolError as error:
+        raise NotRun(str(error)) from error
+    ran = [row for row in found if row.refused is None]
+    if bad := [row for row in ran if row.differ] or (not ran and found):
+        raise Failed(bad[0].text())
+    refused = {row.refused for row in found if row.refused is not None}
+    return f"{len(ran)} schedules, {sum(row.compared for row in ran)} bytes compared, 0 differ" + "".join(f"; {r}" for r in sorted(refused))
+
+
+def network_beside_cmsis_nn() -> str:
+    """The ratios of a whole network, with the peer's recorded counts."""
+    out = command(sys.executable, "bench/network.py", PYTHONPATH=str(ROOT))
+    return "; ".join(line for line in out.splitlines() if line.startswith("cortex"))
+
+
 def rows(deep: bool):
     """(name, function) of every row."""
     data = os.environ.get("HTPW_DATA")
@@ -281,6 +311,15 @@ def rows(deep: bool):
     for cpu in BOARDS:
         for opt in ("-Os", "-O3"):
             yield f"QEMU board {cpu} gcc {opt}", lambda p=cpu, o=opt: on_board(p, o)
+    from pyhtpw.target.firmware import FPU, boards
+
+    for board, described in boards().items():
+        abis = ["soft", "hard"] if described.cpu in FPU or described.cpu == "cortex-m55" else ["soft"]
+        for compiler in ("gcc", "clang"):
+            for opt in ("-Os", "-O3"):
+                for abi in abis:
+                    yield f"firmware {board} {compiler} {opt} {abi}", lambda b=board, c=compiler, o=opt, a=abi: firmware_on(b, c, o, a)
+    yield "whole network beside CMSIS-NN", network_beside_cmsis_nn
     from test_backends_off import OFF
 
     for cpu, backend in OFF.items():

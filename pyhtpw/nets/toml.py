@@ -11,7 +11,10 @@ from pyhtpw.nets.heads import HeadSpec, flatten
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    tomllib = None
+    try:
+        import tomli as tomllib
+    except ModuleNotFoundError:
+        tomllib = None
 
 
 def load_toml(path: str | os.PathLike) -> dict[str, object]:

@@ -302,14 +302,18 @@ class Log:
     """QEMU's log, read while it is written: how often each block followed each other block, call by call.
 
     `calls` has a Counter per call: (start of a block, start of the block after it) -> times; the block after the last one
-    is None. `ends` has the end of each block.
+    is None. `ends` has the end of each block. `parts` has the Counters of each call cut in front of every block that begins at
+    `split`, the first one being what comes before.
     """
 
     TRACE = re.compile(rb"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
     CODE = re.compile(rb"^0x([0-9a-f]+): +((?:[0-9a-f]{2,8} )+)")
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, split: int | None = None) -> None:
         self.calls: list[Counter[tuple[int, int | None]]] = []
+        self.parts: list[list[Counter[tuple[int, int | None]]]] = []
+        self._split = split
+        self._cut: list[Counter[tuple[int, int | None]]] = []  # of the call that goes on, all but the last
         self.ends: dict[int, int] = {}
         self.trouble = "it said nothing"
         self._mark = mark
@@ -332,12 +336,17 @@ class Log:
                     if pairs is not None:
                         if last is not None:
                             pairs[last, None] += 1
-                        self.calls.append(pairs)
+                        self.parts.append([*self._cut, pairs])
+                        self.calls.append(sum(self._cut, pairs) if self._cut else pairs)
                     pairs, last = Counter(), None
+                    self._cut.clear()
                 elif pairs is not None:
                     if last is not None:
                         pairs[last, start] += 1
                     last = start
+                    if start == self._split:
+                        self._cut.append(pairs)
+                        pairs = Counter()
             elif line.startswith(b"0x"):
                 self._listed(line)
             elif line.startswith(b"IN:"):
@@ -470,6 +479,11 @@ class Listing:
         cycles = estimate(kinds, [registers_moved(*entry) for entry in code])
         last = kinds[-1] if kinds else ""
         return Counter(kinds), cycles, last in ("branch", "loop_end", "loop_start") or "pc" in code[-1][1]
+
+    @functools.cache
+    def moved(self, start: int, end: int) -> int:
+        """Registers that loads and stores of several move, from start to end."""
+        return sum(registers_moved(*self._code[address]) for address in range(start, end, 2) if address in self._code)
 
     def analyse(self, pairs: Counter, ends: dict[int, int]) -> tuple[int, dict[str, int], int]:
         """(instructions, classes, cycles) of the blocks of one call."""
