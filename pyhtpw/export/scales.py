@@ -1,0 +1,92 @@
+"""Integer multipliers from float scales as TensorFlow Lite derives them, and float32 scales from which it derives given multipliers.
+
+A .tflite file has no multipliers: the interpreter makes them, in double, from float32 scales. A multiplier of up to 24 significant
+bits is a float32 itself; a wider one is found, where it can be, by trying the other scales of the same operator.
+"""
+
+import math
+
+import numpy as np
+
+TRIES = 1 << 20  # mantissas of a free scale that a search goes through
+ONE_HALF = (1 << 30, 0)
+
+
+def quantize_multiplier(scale: float) -> tuple[int, int]:
+    """(Q31 multiplier, shift) of a scale: QuantizeMultiplier of TensorFlow Lite, which all its integer kernels use."""
+    if scale == 0 or not math.isfinite(scale):
+        return 0, 0
+    fraction, shift = math.frexp(scale)
+    multiplier = math.floor(abs(fraction) * 2**31 + 0.5)  # round half away from zero; the sum is exact
+    if multiplier == 1 << 31:
+        multiplier, shift = 1 << 30, shift + 1
+    if shift < -31:
+        return 0, 0
+    return (multiplier if fraction > 0 else -multiplier), shift
+
+
+def real(multiplier: int, shift: int) -> float:
+    """What a multiplier stands for, exact."""
+    return math.ldexp(float(multiplier), shift - 31)
+
+
+def _mantissas(values: np.ndarray) -> np.ndarray:
+    """Q31 multipliers of positive values; the exponents are known to whoever asks."""
+    return np.floor(np.frexp(values)[0] * 2.0**31 + 0.5).astype(np.int64)
+
+
+def _units() -> np.ndarray:
+    """float32 scales in [1, 2), as double."""
+    return 1 + np.arange(TRIES, dtype=np.float64) * 2.0**-23
+
+
+def linear_scales(multiplier: int, shift: int) -> tuple[float, float] | None:
+    """(scale of the input, scale of the weights) for an output of scale 1, both float32, or None."""
+    target = real(multiplier, shift)
+    ins = _units()
+    weights = (target / ins).astype(np.float32).astype(np.float64)
+    good = np.flatnonzero(_mantissas(ins * weights) == multiplier)
+    for i in good[:8]:
+        if quantize_multiplier(ins[i] * weights[i]) == (multiplier, shift):
+            return float(ins[i]), float(weights[i])
+    return None
+
+
+def add_multipliers(first: float, second: float, out: float) -> tuple[tuple[int, int], ...]:
+    """What TensorFlow Lite's int8 ADD derives from its three scales (left shift 20)."""
+    twice = 2 * max(first, second)
+    return tuple(map(quantize_multiplier, (first / twice, second / twice, twice / ((1 << 20) * out))))
+
+
+def add_scales(multipliers: tuple[int, int, int], shifts: tuple[int, int, int]) -> tuple[float, float, float] | None:
+    """float32 scales of both inputs and the output of an ADD that derives these multipliers, or None.
+
+    One input's must be exactly 1/2, which is what TensorFlow Lite gives the larger scale.
+    """
+    wanted = tuple(zip(multipliers, shifts, strict=True))
+    if ONE_HALF not in wanted[:2] or 0 in multipliers:
+        return None
+    big = wanted[:2].index(ONE_HALF)
+    larger = _units()
+    other = (2 * larger * real(*wanted[1 - big])).astype(np.float32).astype(np.float64)
+    out = (2 * larger / (real(*wanted[2]) * (1 << 20))).astype(np.float32).astype(np.float64)
+    good = (_mantissas(other / (2 * larger)) == multipliers[1 - big]) & (_mantissas(2 * larger / ((1 << 20) * out)) == multipliers[2])
+    for i in np.flatnonzero(good)[:8]:
+        pair = (larger[i], other[i]) if big == 0 else (other[i], larger[i])
+        if add_multipliers(*pair, out[i]) == wanted:
+            return float(pair[0]), float(pair[1]), float(out[i])
+    return None
+
+
+def softmax_scale(multiplier: int, shift: int, span: int) -> float | None:
+    """float32 scale of the scores from which an int8 SOFTMAX of beta 1 derives these, or None."""
+    scale = float(np.float32(math.ldexp(real(multiplier, shift), -26)))
+    found = softmax_multiplier(scale)
+    far = min(found[2], 255) == min(span, 255)  # scores are never further apart
+    return scale if scale > 0 and found[:2] == (multiplier, shift) and far else None
+
+
+def softmax_multiplier(scale: float, beta: float = 1.0) -> tuple[int, int, int]:
+    """(multiplier, shift, range) that an int8 SOFTMAX derives: 5 integer bits."""
+    multiplier, shift = quantize_multiplier(min(beta * scale * (1 << 26), 2.0**31 - 1))
+    return multiplier, shift, math.floor(31 * (1 << 26) / 2.0**shift)
