@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from pyhtpw.cli import training, packing, codes, running, reporting  # noqa: F401, I001  (the order of --help)
+from pyhtpw.cli import training, packing, codes, running, reporting, export, export_models  # noqa: F401, I001  (the order of --help)
 from pyhtpw.cli.common import Stopped, app
 from pyhtpw.errors import HtpwError
 

@@ -9,8 +9,8 @@ import math
 import numpy as np
 
 from pyhtpw.errors import ImageError
-from pyhtpw.export.schema import Network, Operator, Tensor
-from pyhtpw.export.scales import quantize_multiplier, softmax_multiplier
+from pyhtpw.export.scales import mean_multiplier, quantize_multiplier, softmax_multiplier
+from pyhtpw.export.schema import ACTIVATIONS, Network, Operator, Tensor
 
 
 def high_multiply(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
@@ -51,7 +51,7 @@ def run(network: Network, x: np.ndarray, tensors: dict[int, np.ndarray] | None =
             values[i] = t.data
     values[network.inputs[0]] = x.reshape(-1, *network.tensors[network.inputs[0]].shape[1:])
     for op in network.operators:
-        handler = _HANDLERS.get(op.code)
+        handler = HANDLERS.get(op.code)
         if handler is None:
             raise ImageError(f"the interpreter has no {op.code}")
         inputs = [None if i < 0 else values[i] for i in op.inputs]
@@ -60,22 +60,24 @@ def run(network: Network, x: np.ndarray, tensors: dict[int, np.ndarray] | None =
     return values[network.outputs[0]]
 
 
-def _limits(op: Operator, out: Tensor) -> tuple[int, int]:
+def limits(op: Operator, out: Tensor) -> tuple[int, int]:
     """Range of a fused activation, in the output's integers."""
     def quantised(value: float) -> int:
         return out.zero + math.floor(value / out.scale + 0.5)
 
-    low, high = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}[op.options["FusedActivationFunction"]]
+    known = dict(zip(ACTIVATIONS, ((None, None), (0, None), (-1, 1), (0, 6)), strict=True))
+    low, high = known[op.options["FusedActivationFunction"]]
     return (-128 if low is None else max(-128, quantised(low))), (127 if high is None else min(127, quantised(high)))
 
 
 def _stored(op: Operator, y: np.ndarray, out: Tensor, dtype: type = np.int8) -> np.ndarray:
-    return np.clip(y + out.zero, *_limits(op, out)).astype(dtype)
+    return np.clip(y + out.zero, *limits(op, out)).astype(dtype)
 
 
-def _windows(op: Operator, x: np.ndarray, kernel: tuple[int, int], dilation: tuple[int, int], fill: int) -> np.ndarray:
-    """Every window of x, int64 (N, out_h, out_w, kh, kw, C); `fill` outside the input."""
+def _taps(op: Operator, x: np.ndarray, kernel: tuple[int, int], fill: int):
+    """(ky, kx, what every window reads there (N, out_h, out_w, C)) of all taps of a window; `fill` outside the input."""
     stride = op.options["StrideH"], op.options["StrideW"]
+    dilation = op.options.get("DilationHFactor", 1), op.options.get("DilationWFactor", 1)
     pads, counts = [], []
     for size, k, d, s in zip(x.shape[1:3], kernel, dilation, stride, strict=True):
         reach = (k - 1) * d + 1
@@ -83,10 +85,12 @@ def _windows(op: Operator, x: np.ndarray, kernel: tuple[int, int], dilation: tup
         before = max((out - 1) * s + reach - size, 0) // 2 if op.options["Padding"] == "SAME" else 0
         pads.append((before, max((out - 1) * s + reach - size - before, 0)))
         counts.append(out)
-    wide = np.pad(x.astype(np.int64), ((0, 0), *pads, (0, 0)), constant_values=fill)
-    rows = np.arange(counts[0])[:, None] * stride[0] + np.arange(kernel[0]) * dilation[0]
-    columns = np.arange(counts[1])[:, None] * stride[1] + np.arange(kernel[1]) * dilation[1]
-    return wide[:, rows[:, None, :, None], columns[None, :, None, :]]
+    wide = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    for ky in range(kernel[0]):
+        rows = slice(ky * dilation[0], ky * dilation[0] + (counts[0] - 1) * stride[0] + 1, stride[0])
+        for kx in range(kernel[1]):
+            columns = slice(kx * dilation[1], kx * dilation[1] + (counts[1] - 1) * stride[1] + 1, stride[1])
+            yield ky, kx, wide[:, rows, columns]
 
 
 def _factors(x: Tensor, w: Tensor, out: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -94,21 +98,18 @@ def _factors(x: Tensor, w: Tensor, out: Tensor) -> tuple[np.ndarray, np.ndarray]
 
 
 def _convolution(op, inputs, infos, out):
-    x, w, bias = inputs[0], inputs[1].astype(np.int64), 0 if len(inputs) < 3 or inputs[2] is None else inputs[2].astype(np.int64)
-    dilation = op.options["DilationHFactor"], op.options["DilationWFactor"]
+    x, w = inputs[0].astype(np.float64) - infos[0].zero, inputs[1].astype(np.float64)
     depthwise = op.code == "DEPTHWISE_CONV_2D"
-    v = _windows(op, x.astype(np.int64) - infos[0].zero, w.shape[1:3], dilation, 0)
-    if depthwise:
-        v = np.repeat(v, w.shape[3] // x.shape[3], axis=-1)
-        acc = (v * w[0]).sum(axis=(3, 4))
-    else:
-        groups = x.shape[3] // w.shape[3]
-        parts = []
-        for part, kernel in zip(np.split(v, groups, axis=-1), np.split(w, groups), strict=True):
-            flat = part.reshape(*part.shape[:3], -1).astype(np.float64) @ kernel.reshape(len(kernel), -1).T.astype(np.float64)
-            parts.append(flat.astype(np.int64))
-        acc = np.concatenate(parts, axis=-1)
-    return _stored(op, requantised(acc + bias, *_factors(infos[0], infos[1], out)), out)
+    groups = 1 if depthwise else x.shape[3] // w.shape[3]
+    acc = 0 if len(inputs) < 3 or inputs[2] is None else inputs[2].astype(np.int64)
+    for ky, kx, part in _taps(op, x, w.shape[1:3], 0):
+        if depthwise:
+            products = np.repeat(part, w.shape[3] // x.shape[3], axis=-1) * w[0, ky, kx]
+        else:
+            pairs = zip(np.split(part, groups, axis=-1), np.split(w[:, ky, kx], groups), strict=True)
+            products = np.concatenate([a @ b.T for a, b in pairs], axis=-1)
+        acc = acc + products.astype(np.int64)
+    return _stored(op, requantised(acc, *_factors(infos[0], infos[1], out)), out)
 
 
 def _fully_connected(op, inputs, infos, out):
@@ -122,16 +123,16 @@ def _fully_connected(op, inputs, infos, out):
 
 
 def _average(op, inputs, infos, out):
-    kernel = op.options["FilterHeight"], op.options["FilterWidth"]
-    total = _windows(op, inputs[0], kernel, (1, 1), 0).sum(axis=(3, 4))
-    n = _windows(op, np.ones_like(inputs[0]), kernel, (1, 1), 0).sum(axis=(3, 4))
+    kernel, x = (op.options["FilterHeight"], op.options["FilterWidth"]), inputs[0].astype(np.int64)
+    total = sum(part for _, _, part in _taps(op, x, kernel, 0))
+    n = sum(part for _, _, part in _taps(op, np.ones_like(x), kernel, 0))
     mean = np.where(total > 0, (total + n // 2) // n, -((-total + n // 2) // n))
-    return np.clip(mean, *_limits(op, out)).astype(np.int8)
+    return np.clip(mean, *limits(op, out)).astype(np.int8)
 
 
 def _maximum_pool(op, inputs, infos, out):
-    v = _windows(op, inputs[0], (op.options["FilterHeight"], op.options["FilterWidth"]), (1, 1), -128)
-    return np.clip(v.max(axis=(3, 4)), *_limits(op, out)).astype(np.int8)
+    parts = [part for _, _, part in _taps(op, inputs[0], (op.options["FilterHeight"], op.options["FilterWidth"]), -128)]
+    return np.clip(np.max(parts, axis=0), *limits(op, out)).astype(np.int8)
 
 
 def _add(op, inputs, infos, out):
@@ -151,16 +152,21 @@ def _mul(op, inputs, infos, out):
 
 
 def _mean(op, inputs, infos, out):
-    """Over rows and columns: requantise the sum, then divide, each rounded."""
+    """Over rows and columns."""
     x = inputs[0].astype(np.int64) - infos[0].zero
-    n = x.shape[1] * x.shape[2]
-    acc = requantised(x.sum(axis=(1, 2)), *quantize_multiplier(infos[0].scale / out.scale))
-    mean = np.where(acc > 0, (acc + n // 2) // n, -((-acc + n // 2) // n))
-    return np.clip(mean + out.zero, -128, 127).astype(np.int8).reshape(-1, *out.shape[1:])
+    pair = mean_multiplier(infos[0].scale / out.scale, x[0, ..., 0].size)
+    y = requantised(x.sum(axis=tuple(range(1, x.ndim - 1))), *pair)
+    return np.clip(y + out.zero, -128, 127).astype(np.int8).reshape(-1, *out.shape[1:])
 
 
 def _reshape(op, inputs, infos, out):
     return inputs[0].reshape(-1, *out.shape[1:])
+
+
+def _quantize(op, inputs, infos, out):
+    """int8 to int8."""
+    y = requantised(inputs[0].astype(np.int64) - infos[0].zero, *quantize_multiplier(infos[0].scale / out.scale))
+    return np.clip(y + out.zero, -128, 127).astype(np.int8)
 
 
 def _pad(op, inputs, infos, out):
@@ -228,9 +234,10 @@ def _matmul(op, inputs, infos, out):
     return np.clip(y + out.zero, -128, 127).astype(np.int8)
 
 
-_HANDLERS = {
+HANDLERS = {
     "CONV_2D": _convolution, "DEPTHWISE_CONV_2D": _convolution, "FULLY_CONNECTED": _fully_connected,
     "AVERAGE_POOL_2D": _average, "MAX_POOL_2D": _maximum_pool, "ADD": _add, "MUL": _mul, "MEAN": _mean,
-    "RESHAPE": _reshape, "PAD": _pad, "PADV2": _pad, "SLICE": _slice, "MAXIMUM": _extremum, "MINIMUM": _extremum,
+    "RESHAPE": _reshape, "EXPAND_DIMS": _reshape, "SQUEEZE": _reshape, "QUANTIZE": _quantize,
+    "PAD": _pad, "PADV2": _pad, "SLICE": _slice, "MAXIMUM": _extremum, "MINIMUM": _extremum,
     "CAST": _cast, "GATHER": _gather, "SOFTMAX": _softmax, "BATCH_MATMUL": _matmul,
 }  # fmt: skip

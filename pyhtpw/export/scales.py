@@ -30,6 +30,13 @@ def real(multiplier: int, shift: int) -> float:
     return math.ldexp(float(multiplier), shift - 31)
 
 
+def mean_multiplier(scale: float, count: int) -> tuple[int, int]:
+    """That of a MEAN over `count` elements, which requantises their sum: 1/count goes into the multiplier, cut and not rounded."""
+    multiplier, shift = quantize_multiplier(scale)
+    more = min(count.bit_length() - 1, 32, 31 + shift)
+    return (multiplier << more) // count, shift - more
+
+
 def _mantissas(values: np.ndarray) -> np.ndarray:
     """Q31 multipliers of positive values; the exponents are known to whoever asks."""
     return np.floor(np.frexp(values)[0] * 2.0**31 + 0.5).astype(np.int64)
