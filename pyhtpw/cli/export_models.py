@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pyhtpw.cli.common import Json, Seed, app, emit, say
+from pyhtpw.cli.common import DataDir, Heads, Json, Seed, app, emit, load_data, say
 from pyhtpw.cli.export import export_app
-from pyhtpw.errors import ImageError, VerifyError
+from pyhtpw.cli.packing import _tried
+from pyhtpw.cli.running import _windows
+from pyhtpw.errors import ConfigError, ImageError, VerifyError
 
 import_app = typer.Typer(help="Read a model of another format.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
@@ -104,3 +106,62 @@ def import_tflite(
     print(f"next: pyhtpw compress {output} --budget BYTES -o small.htpw")
 
 
+
+
+@app.command()
+def compress(
+    image: Source,
+    budget: Annotated[int, typer.Option(help="Bytes of the whole new image.", min=1)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Image to write.")] = Path("small.htpw"),
+    head: Heads = None,
+    source: Annotated[Path | None, typer.Option("--input", help="Training windows from a .npy file: int8, or floats to quantise.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training windows of a data set instead: synthetic-ecg or mitdb.")] = None,
+    data_dir: DataDir = None,
+    evaluations: Annotated[int, typer.Option(help="Mixes of heads that are scored.", min=2)] = 24,
+    as_json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Map the pointwise kernels of an image onto heads, or onto fewer bits, within a budget; the float network is not needed.
+
+    With training windows, multipliers and biases of the new layers are fitted to what the old ones made, and the logits choose among mixes;
+    without, the error of the kernels does. --head insists on one head (or stored:bits=4, ...) instead of searching.
+    """
+    import numpy as np
+
+    from pyhtpw import pipeline
+    from pyhtpw.export.compress import compress as compressed
+    from pyhtpw.image import bill as account
+    from pyhtpw.model import Image
+    from pyhtpw.packing import parse_heads
+
+    opened, windows = Image.open(image), None
+    if source is not None and data is not None:
+        raise ConfigError("--input and --data are two sources of windows: give one of them")
+    if source is not None:
+        windows = _windows(opened, source, 0, seed)
+    elif data is not None:
+        dataset = load_data(data, data_dir, None, seed, None, False)
+        x = pipeline.calibration_windows(dataset, seed)
+        if x[0].size != opened.plan.input:
+            raise ConfigError(f"{data}: windows have {x[0].size} samples, the network takes {opened.plan.input}")
+        windows = opened.quantise(x)
+    if windows is not None:
+        windows = np.random.default_rng(seed).permutation(windows)
+    made = compressed(opened, budget, windows, heads=parse_heads(head or []), evaluations=evaluations, seed=seed,
+                      progress=lambda state: _tried(state, as_json))
+    small = pipeline.repack(output, made.model)
+    before, after = account(opened.parsed), account(small.parsed)
+    errors = {name: round(value, 6) for name, value in made.errors.items()}
+    if as_json:
+        emit({"image": str(output), "heads": dict(made.heads), "kernel_errors": errors, "agreement": made.agreement,
+              "before": before, "after": after, "tried": [vars(trial) for trial in made.tried]})
+        return
+    for name, error in errors.items():
+        print(f"{name:>12}  {made.sources[name]:<40}  kernel error {error:.4f}")
+    for tag in after["sections"]:
+        print(f"{tag:>12}  {before['sections'].get(tag, 0):>9,} -> {after['sections'][tag]:>9,} bytes")
+    print(f"{output}: {len(opened.data):,} -> {len(small.data):,} bytes")
+    if made.agreement is None:
+        print("no windows were given: what this does to the accuracy is unknown; give training windows with --input or --data")
+    else:
+        print(f"same class as before on {100 * made.agreement:.1f} % of the windows held out")

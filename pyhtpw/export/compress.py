@@ -37,12 +37,13 @@ OWN_GROUPS = 3  # up to so many pointwise layers, each chooses its own head
 
 @dataclass(frozen=True)
 class Compressed:
-    """`heads` by group; `errors`: operator -> ||new - old|| / ||old|| of its kernel with multipliers; `agreement`: share of the held-out
+    """`heads` by group and `sources` by operator; `errors`: operator -> ||new - old|| / ||old|| of its kernel with multipliers; `agreement`: share of the held-out
     windows with the same class, None without windows."""
 
     model: IntegerModel
     image: Image
     heads: Mapping[str, str]
+    sources: Mapping[str, str]
     errors: Mapping[str, float]
     agreement: float | None
     tried: tuple[Trial, ...]
@@ -53,6 +54,7 @@ def compress(
     budget: int,
     windows: np.ndarray | None = None,
     *,
+    heads: Mapping[str, str] | None = None,
     evaluations: int = 24,
     seed: int = 0,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -68,6 +70,9 @@ def compress(
     windows : int8 (N, H, W, C), N >= 8, optional
         Training windows: half of them fit multipliers and biases (at most 64), the others choose.
 
+    heads
+        Specification by kind (pw1 is the first pointwise layer, pw the others, or all if pw1 is not named) or operator: no search there.
+
     Raises
     ------
     ConfigError
@@ -78,10 +83,11 @@ def compress(
     work = _Compressor(image, windows)
     choice = auto_heads(
         work.graph, work.params, budget, work.score, size=lambda model: len(write(model)), quantise=work.rebuilt,
-        candidates=work.candidates(), evaluations=evaluations, seed=seed, progress=progress,
+        candidates=work.candidates(heads or {}), evaluations=evaluations, seed=seed, progress=progress,
     )  # fmt: skip
     made = Image(write(choice.model), f"{image.name}, compressed")
-    return Compressed(choice.model, made, choice.heads, work.errors(choice.model), work.agreement(made), choice.tried)
+    sources = {name: choice.graph.node(name).head.text() for name in work.at}
+    return Compressed(choice.model, made, choice.heads, sources, work.errors(choice.model), work.agreement(made), choice.tried)
 
 
 def expanded_model(image: Image) -> IntegerModel:
@@ -105,7 +111,7 @@ class _Compressor:
     def __init__(self, image: Image, windows: np.ndarray | None) -> None:
         self.model = expanded_model(image)
         self.shapes = (self.model.input, *(op.out for op in self.model.ops))
-        self.at = {f"pw{i}": i for i, op in enumerate(self.model.ops) if op.kind == "conv1x1"}
+        self.at = {op.name: i for i, op in enumerate(self.model.ops) if op.kind == "conv1x1"}
         if not self.at:
             raise ConfigError(f"{image.name}: has no pointwise (1x1) kernel, which is what can be generated instead of stored")
         self.graph, self.params = self._chain()
@@ -142,14 +148,20 @@ class _Compressor:
         params |= {"fc.weight": np.ones((2, width), np.float32), "fc.bias": np.zeros(2, np.float32)}
         return Graph("kernels", (1, first), 2, tuple(nodes)), params
 
-    def candidates(self) -> dict[str, tuple[str, ...]]:
-        groups = list(self.at) if len(self.at) <= OWN_GROUPS else list(dict.fromkeys(
-            kind for name, kind in self.graph.kinds().items() if name in self.at))
+    def candidates(self, heads: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """Specifications by group: those given, else all; fewer bits only where there are more."""
+        kinds = {name: kind for name, kind in self.graph.kinds().items() if name in self.at}
+        for key in heads:
+            if key not in kinds and key not in ("pw", "pw1"):
+                raise ConfigError(f"--head {key}=...: no pointwise layer is called {key}; there are {', '.join(kinds)}, and the kinds pw1 and pw")
+        own = len(kinds) <= OWN_GROUPS or any(key in kinds for key in heads)
         found = {}
-        for group in groups:
-            names = [n for n in self.at if group in (n, self.graph.kinds()[n])]
-            bits = max(self.model.ops[self.at[n]].weights.bits for n in names)
-            found[group] = tuple(spec for spec in CANDIDATES["pw"] if not spec.startswith("stored:bits=") or int(spec[-1]) < bits)
+        for group in kinds if own else dict.fromkeys(kinds.values()):
+            kind = kinds.get(group, group)
+            given = heads.get(group, heads.get(kind, heads.get("pw")))
+            bits = max(self.model.ops[self.at[n]].weights.bits for n in kinds if group in (n, kinds[n]))
+            every = (s for s in CANDIDATES["pw"] if not s.startswith("stored:bits=") or int(s[-1]) < bits)
+            found[group] = (given,) if given else tuple(every)
         return found
 
     # -- from heads to operators --------------------------------------------------------------------------------------

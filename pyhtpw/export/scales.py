@@ -10,6 +10,7 @@ import numpy as np
 
 TRIES = 1 << 20  # mantissas of a free scale that a search goes through
 ONE_HALF = (1 << 30, 0)
+TOLERANCE = 2.0**-6 * 1.01  # of a mantissa, from the rounding of two multipliers of 31 bits
 
 
 def quantize_multiplier(scale: float) -> tuple[int, int]:
@@ -47,16 +48,53 @@ def _units() -> np.ndarray:
     return 1 + np.arange(TRIES, dtype=np.float64) * 2.0**-23
 
 
-def linear_scales(multiplier: int, shift: int) -> tuple[float, float] | None:
-    """(scale of the input, scale of the weights) for an output of scale 1, both float32, or None."""
-    target = real(multiplier, shift)
-    ins = _units()
-    weights = (target / ins).astype(np.float32).astype(np.float64)
-    good = np.flatnonzero(_mantissas(ins * weights) == multiplier)
-    for i in good[:8]:
-        if quantize_multiplier(ins[i] * weights[i]) == (multiplier, shift):
-            return float(ins[i]), float(weights[i])
+def linear_scales(multipliers: np.ndarray, shifts: np.ndarray) -> tuple[float, float, np.ndarray] | None:
+    """float32 scales (input, output, weights (channels,)) from which a convolution derives these multipliers >= 2^30, or None.
+
+    Multipliers of up to 24 significant bits need no search. Wider ones come from a float network's scales, m_c = r * w_c to the nearest
+    integer with one ratio r = input / output for all channels and w_c of 24 bits. So r is one of the 2^23 ratios of the first multiplier
+    to a float32 mantissa: each further channel leaves one in 32 of them.
+    """
+    reals = np.ldexp(multipliers.astype(np.float64), shifts.astype(int) - 31)
+    for pair in _ratios(np.unique(multipliers)):
+        weights = (reals * (pair[1] / pair[0])).astype(np.float32)
+        if all(quantize_multiplier(pair[0] * float(w) / pair[1]) == (m, s)
+               for w, m, s in zip(weights, multipliers.tolist(), shifts.tolist(), strict=True)):
+            return *pair, weights
     return None
+
+
+def _ratios(multipliers: np.ndarray):
+    """Pairs of float32 scales whose ratio may give all of these Q31 multipliers; (1, 1) first."""
+    yield 1.0, 1.0
+    m = multipliers[::-1] * 2.0**-30  # mantissas in [1, 2), the most exact one first
+    for start in range(0, 1 << 23, TRIES):
+        ratio = m[0] / (1 + np.arange(start, start + TRIES) * 2.0**-23)
+        ratio = np.where(ratio < 1, 2 * ratio, ratio)
+        for other in m[1:]:
+            u = _mantissa(other / ratio)
+            ratio = ratio[np.abs(u - np.rint(u)) < TOLERANCE]
+        for r in ratio[:16]:
+            u = np.rint(_mantissa(m / r)) * 2.0**-23
+            wide = m / u / r  # 1 or so, or half, where the product of mantissas has a digit more
+            parts = np.where(wide < 0.75, 2.0, 1.0) * m / u
+            low, high = np.max(parts * (1 - 2.0**-31 / m)), np.min(parts * (1 + 2.0**-31 / m))
+            if low < high:
+                yield from _pairs_between(low, high)
+
+
+def _mantissa(u: np.ndarray) -> np.ndarray:
+    """Mantissas of numbers in (1/2, 2), in units of the last bit of a float32."""
+    return np.where(u < 1, 2 * u, u) * 2.0**23
+
+
+def _pairs_between(low: float, high: float):
+    """A few pairs of float32 scales with a ratio in an interval."""
+    ins = _units()
+    outs = (ins / ((low + high) / 2)).astype(np.float32).astype(np.float64)
+    ratio = ins / outs
+    for i in np.flatnonzero((ratio > low) & (ratio < high))[:4]:
+        yield float(ins[i]), float(outs[i])
 
 
 def add_multipliers(first: float, second: float, out: float) -> tuple[tuple[int, int], ...]:

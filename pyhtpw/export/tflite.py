@@ -60,6 +60,10 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return out, max((out - 1) * stride + kernel - size, 0) // 2
 
 
+def _others(channels: np.ndarray) -> str:
+    return f" (and {len(channels) - 1} more channels)" if len(channels) > 1 else ""
+
+
 class _Lowering:
     def __init__(self, image: Image) -> None:
         self.model: IntegerModel = read_model(image.data, image.name)
@@ -159,32 +163,23 @@ class _Lowering:
         if op.kind == "fc":
             x0 = self.relabelled(x0, self.unit, (1, 1, 1, math.prod(self.tensors[x0].shape)), f"{op.name}/flat")
         channels = op.out.c
-        multipliers, shifts = (np.broadcast_to(a, channels).tolist() for a in (q.multipliers, q.shifts))
-        into, w_scales, labels = w.copy(), np.ones(channels, np.float32), None
-        biases = np.asarray(q.biases).astype(np.int32)
-        axis = w.ndim - 1 if op.kind == "depthwise" else 0
-        bad: list[tuple[int, str]] = []
-        for c, pair in enumerate(zip(multipliers, shifts, strict=True)):
-            if pair[0] == 0:  # everything times 0: weights of 0 with any multiplier
-                into[(slice(None),) * axis + (c,)] = 0
-                biases[c] = 0
-                continue
-            w_scales[c] = scales.real(*pair)
-            if scales.quantize_multiplier(self.unit * float(w_scales[c]) / self.unit) == pair:
-                continue
-            if pair[0] < 1 << 30:
-                bad.append((c, f"multiplier {pair[0]} is below 2^30, which no scale gives"))
-            elif len(set(zip(multipliers, shifts, strict=True))) == 1:
-                labels = labels or scales.linear_scales(*pair)
-                if labels is None:
-                    bad.append((c, f"no float32 scales give multiplier {pair[0]}"))
-                else:
-                    w_scales[c] = labels[1]
-            else:
-                bad.append((c, f"multiplier {pair[0]} has more than the 24 bits of a float32 scale"))
-        if bad:
-            self._refuse(op, f"channel {bad[0][0]}: {bad[0][1]}" + (f" (and {len(bad) - 1} more channels)" if len(bad) > 1 else ""))
-        in_scale, out_scale = (labels[0], 1.0) if labels else (self.unit, self.unit)
+        multipliers, shifts = (np.broadcast_to(a, channels) for a in (q.multipliers, q.shifts))
+        into, biases, axis = w.copy(), np.asarray(q.biases).astype(np.int32), w.ndim - 1 if op.kind == "depthwise" else 0
+        dead = multipliers == 0  # everything times 0: weights of 0 with any multiplier
+        into[(slice(None),) * axis + (dead,)] = 0
+        biases[dead] = 0
+        low = np.flatnonzero(~dead & (multipliers < 1 << 30))
+        found = None if low.size else scales.linear_scales(multipliers[~dead], shifts[~dead])
+        if low.size:
+            self._refuse(op, f"channel {low[0]}: multiplier {multipliers[low[0]]} is below 2^30, which no scale gives{_others(low)}")
+        elif found is None:
+            wide = np.flatnonzero(multipliers & 0x7F)
+            self._refuse(op, f"channel {wide[0]}: no float32 scale gives multiplier {multipliers[wide[0]]}{_others(wide)}")
+        in_scale, out_scale, live = found or (1.0, 1.0, 1.0)
+        if in_scale == out_scale:
+            in_scale = out_scale = self.unit
+        w_scales = np.ones(channels, np.float32)
+        w_scales[~dead] = live
         x0 = self.relabelled(x0, in_scale)
         depthwise = op.kind == "depthwise"
         if op.kind in ("fc", "conv1x1"):
