@@ -165,3 +165,37 @@ def compress(
         print("no windows were given: what this does to the accuracy is unknown; give training windows with --input or --data")
     else:
         print(f"same class as before on {100 * made.agreement:.1f} % of the windows held out")
+
+
+@export_app.command("onnx")
+def export_onnx(
+    image: Source,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: the image's name with .onnx.")] = None,
+    windows: Windows = 256,
+    as_json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """ONNX in QDQ form, kernels expanded: near the image's logits, not equal, since it requantises in float.
+
+    Where onnxruntime is installed, differing logits of random windows are counted and printed.
+    """
+    from pyhtpw.errors import MissingToolError
+    from pyhtpw.export.onnx import compare, to_onnx
+    from pyhtpw.image.writer import save
+    from pyhtpw.model import Image
+
+    opened, output = Image.open(image), output or image.with_suffix(".onnx")
+    data = to_onnx(opened)
+    try:
+        found: dict[str, Any] | None = compare(data, opened, windows_of(opened, windows, seed))
+        why = ""
+    except MissingToolError as error:
+        found, why = None, str(error)
+    save(data, output)
+    if as_json:
+        emit({"onnx": str(output), "bytes": len(data), "compared": found, "not_run": why})
+    elif found is None:
+        print(f"{output}: {len(data):,} bytes; comparison NOT RUN: {why}")
+    else:
+        print(f"{output}: {len(data):,} bytes; {found['differing']} of {found['logits']} logits of {windows} random windows differ in "
+              f"onnxruntime, by {found['largest_difference']} at most; same class on {found['same_class']}")

@@ -38,6 +38,19 @@ def mean_multiplier(scale: float, count: int) -> tuple[int, int]:
     return (multiplier << more) // count, shift - more
 
 
+def mean_scales(multiplier: int, shift: int, count: int) -> tuple[float, float] | None:
+    """float32 scales (input, output) of a MEAN over `count` elements that derives this multiplier, or None."""
+    more = count.bit_length() - 1
+    for whole in range((multiplier * count) >> more, (((multiplier + 1) * count) >> more) + 1):
+        target = real(whole, shift + more)
+        if not 1 << 30 <= whole < 1 << 31:
+            continue
+        for pair in _pairs_between(target * (1 - 2.0**-32), target * (1 + 2.0**-32)):
+            if mean_multiplier(pair[0] / pair[1], count) == (multiplier, shift):
+                return pair
+    return None
+
+
 def _mantissas(values: np.ndarray) -> np.ndarray:
     """Q31 multipliers of positive values; the exponents are known to whoever asks."""
     return np.floor(np.frexp(values)[0] * 2.0**31 + 0.5).astype(np.int64)

@@ -145,9 +145,9 @@ class _Lowering:
             return None
         return "NONE" if op.act_min == -128 else "RELU" if op.act_min == op.out.zero_point else None
 
-    def _limited(self, op: Op, value: int) -> int:
+    def _limited(self, op: Op, value: int, always: bool = False) -> int:
         """Limits that no fused activation gives, by MAXIMUM and MINIMUM."""
-        if op.kind == "table" or (op.kind != "attend" and self._fused(op) is not None):
+        if not always and (op.kind == "table" or (op.kind != "attend" and self._fused(op) is not None)):
             return value
         made = self.tensors[value]
         for code, limit, off in (("MAXIMUM", op.act_min, -128), ("MINIMUM", op.act_max, 127)):
@@ -169,6 +169,8 @@ class _Lowering:
         into[(slice(None),) * axis + (dead,)] = 0
         biases[dead] = 0
         low = np.flatnonzero(~dead & (multipliers < 1 << 30))
+        if low.size and (made := self._mean(op, x0, into, biases)) is not None:
+            return made
         found = None if low.size else scales.linear_scales(multipliers[~dead], shifts[~dead])
         if low.size:
             self._refuse(op, f"channel {low[0]}: multiplier {multipliers[low[0]]} is below 2^30, which no scale gives{_others(low)}")
@@ -195,6 +197,21 @@ class _Lowering:
             options["DepthMultiplier"] = channels // self.tensors[x0].shape[3]
         out = self.activation(op.name, op.out, op.out.zero_point, out_scale)
         return self.emit("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", (x0, weights, bias), out, **options)
+
+    def _mean(self, op: Op, x: int, weights: np.ndarray, biases: np.ndarray) -> int | None:
+        """A depthwise operator that is a MEAN, as the import leaves one: its multiplier has 1/n in it, and may be below 2^30."""
+        _, *window, channels = self.tensors[x].shape
+        whole = op.kind == "depthwise" and tuple(window) == op.window.kernel and (weights == 1).all() and not biases.any()
+        if not whole or op.requant.multipliers.size > 1 or op.window.padding != (0, 0) or (op.out.h, op.out.w, op.out.c) != (1, 1, channels):
+            return None
+        pair = int(op.requant.multipliers[0]), int(op.requant.shifts[0])
+        found = scales.mean_scales(*pair, math.prod(window))
+        if found is None:
+            return None
+        made = self.activation(op.name, op.out, op.out.zero_point, found[1])
+        axes = self.shared(np.array([1, 2], np.int32))
+        made = self.emit("MEAN", (self.relabelled(x, found[0]), axes), made, KeepDims=True)
+        return made if self._fused(op) == "NONE" else self._limited(op, made, True)
 
     def _padded(self, op: Op, x: int, kernel, stride, dilation, padding, fill: int | None = None) -> tuple[int, str]:
         """The input as SAME or VALID wants it: as it is, or padded and cut by operators of their own."""
