@@ -56,9 +56,12 @@ def _mantissas(values: np.ndarray) -> np.ndarray:
     return np.floor(np.frexp(values)[0] * 2.0**31 + 0.5).astype(np.int64)
 
 
-def _units() -> np.ndarray:
-    """float32 scales in [1, 2), as double."""
-    return 1 + np.arange(TRIES, dtype=np.float64) * 2.0**-23
+def _units():
+    """float32 scales in [1, 2), as double, in parts that grow: most searches end early."""
+    start, count = 0, 1 << 12
+    while start < TRIES:
+        yield 1 + np.arange(start, start + count, dtype=np.float64) * 2.0**-23
+        start, count = start + count, min(4 * count, TRIES - start - count)
 
 
 def linear_scales(multipliers: np.ndarray, shifts: np.ndarray) -> tuple[float, float, np.ndarray] | None:
@@ -103,11 +106,13 @@ def _mantissa(u: np.ndarray) -> np.ndarray:
 
 def _pairs_between(low: float, high: float):
     """A few pairs of float32 scales with a ratio in an interval."""
-    ins = _units()
-    outs = (ins / ((low + high) / 2)).astype(np.float32).astype(np.float64)
-    ratio = ins / outs
-    for i in np.flatnonzero((ratio > low) & (ratio < high))[:4]:
-        yield float(ins[i]), float(outs[i])
+    for ins in _units():
+        outs = (ins / ((low + high) / 2)).astype(np.float32).astype(np.float64)
+        ratio = ins / outs
+        found = np.flatnonzero((ratio > low) & (ratio < high))[:4]
+        yield from ((float(ins[i]), float(outs[i])) for i in found)
+        if found.size:
+            return
 
 
 def add_multipliers(first: float, second: float, out: float) -> tuple[tuple[int, int], ...]:
@@ -125,14 +130,14 @@ def add_scales(multipliers: tuple[int, int, int], shifts: tuple[int, int, int]) 
     if ONE_HALF not in wanted[:2] or 0 in multipliers:
         return None
     big = wanted[:2].index(ONE_HALF)
-    larger = _units()
-    other = (2 * larger * real(*wanted[1 - big])).astype(np.float32).astype(np.float64)
-    out = (2 * larger / (real(*wanted[2]) * (1 << 20))).astype(np.float32).astype(np.float64)
-    good = (_mantissas(other / (2 * larger)) == multipliers[1 - big]) & (_mantissas(2 * larger / ((1 << 20) * out)) == multipliers[2])
-    for i in np.flatnonzero(good)[:8]:
-        pair = (larger[i], other[i]) if big == 0 else (other[i], larger[i])
-        if add_multipliers(*pair, out[i]) == wanted:
-            return float(pair[0]), float(pair[1]), float(out[i])
+    for larger in _units():
+        other = (2 * larger * real(*wanted[1 - big])).astype(np.float32).astype(np.float64)
+        out = (2 * larger / (real(*wanted[2]) * (1 << 20))).astype(np.float32).astype(np.float64)
+        good = (_mantissas(other / (2 * larger)) == multipliers[1 - big]) & (_mantissas(2 * larger / ((1 << 20) * out)) == multipliers[2])
+        for i in np.flatnonzero(good)[:8]:
+            pair = (larger[i], other[i]) if big == 0 else (other[i], larger[i])
+            if add_multipliers(*pair, out[i]) == wanted:
+                return float(pair[0]), float(pair[1]), float(out[i])
     return None
 
 
