@@ -142,7 +142,9 @@ def add_scales(multipliers: tuple[int, int, int], shifts: tuple[int, int, int]) 
 
 
 def softmax_scale(multiplier: int, shift: int, span: int) -> float | None:
-    """float32 scale of the scores from which an int8 SOFTMAX of beta 1 derives these, or None."""
+    """float32 scale of the scores from which an int8 SOFTMAX of beta 1 derives these, or None; it takes factors above 1 alone."""
+    if real(multiplier, shift) <= 1:
+        return None
     scale = float(np.float32(math.ldexp(real(multiplier, shift), -26)))
     found = softmax_multiplier(scale)
     far = min(found[2], 255) == min(span, 255)  # scores are never further apart
