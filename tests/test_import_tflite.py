@@ -132,7 +132,7 @@ def constant(network, at: int):
         (lambda n: n.operators[0].options.update(FusedActivationFunction="RELU6", Padding="VALID"), "makes"),
         (lambda n: n.operators.insert(0, n.operators.pop(1)), "reads a tensor that no operator before it makes"),
         (lambda n: n.operators.insert(3, replace(n.operators[-1], outputs=n.operators[3].outputs)), "only at the end|no operator before"),
-        (lambda n: setattr(n, "outputs", (n.inputs[0],)), "not what the last operator makes"),
+        (lambda n: setattr(n, "outputs", (n.operators[2].outputs[0],)), "known only at the end|not what the last operator makes"),
         (lambda n: setattr(n, "inputs", n.inputs * 2), "2 inputs"),
     ],
 )
