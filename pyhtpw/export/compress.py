@@ -111,9 +111,9 @@ class _Compressor:
     def __init__(self, image: Image, windows: np.ndarray | None) -> None:
         self.model = expanded_model(image)
         self.shapes = (self.model.input, *(op.out for op in self.model.ops))
-        self.at = {op.name: i for i, op in enumerate(self.model.ops) if op.kind == "conv1x1"}
+        self.at = {op.name: i for i, op in enumerate(self.model.ops[:-1]) if op.kind == "conv1x1"}  # without the classifier
         if not self.at:
-            raise ConfigError(f"{image.name}: has no pointwise (1x1) kernel, which is what can be generated instead of stored")
+            raise ConfigError(f"{image.name}: has no pointwise (1x1) kernel before its classifier, which is what heads make instead")
         self.graph, self.params = self._chain()
         self.fit = self.held = self.targets = None
         if windows is not None:
