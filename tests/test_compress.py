@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 import tflite_networks
+from test_export_tflite import trained_like
 
 from pyhtpw.errors import ConfigError
 from pyhtpw.export import schema
 from pyhtpw.export.compress import compress, expanded_model
+from pyhtpw.export.finetune import float_network
 from pyhtpw.export.from_tflite import from_tflite
 from pyhtpw.image import write
 from pyhtpw.image.integer import HEADS
 from pyhtpw.image.reader import read_model
 from pyhtpw.model import Image
 from pyhtpw.quant.generator import kernel_of
+from pyhtpw.train import Model
 
 pytest.importorskip("tflite", reason="NOT RUN: the extra 'export' is missing")
 
@@ -94,3 +97,46 @@ def test_what_makes_no_sense_is_said(image, windows):
     network = b.classifier(b.pool(b.input), 3, softmax=False)
     with pytest.raises(ConfigError, match="no pointwise"):
         compress(Image(write(from_tflite(schema.write(network)).model)), 9000)
+
+
+# -- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def reals(model, logits: np.ndarray) -> np.ndarray:
+    return (logits.astype(np.float64) - model.ops[-1].out.zero_point) * model.info.logit_scale
+
+
+@pytest.fixture(scope="module")
+def signal():
+    """An image over time with stored kernels, and windows (synthetic; nothing is learnt)."""
+    image, x = trained_like("tiny_separable")
+    return Image(write(expanded_model(image)), "signal"), x
+
+
+def test_the_float_network_of_an_image(signal):
+    image, x = signal
+    model = read_model(image.data)
+    graph, params = float_network(model)
+    floats = ((x.astype(np.float32) - model.input.zero_point) * np.float32(model.info.input_scale)).reshape(len(x), *graph.input_shape)
+    found, wanted = Model(graph, params).infer(floats), reals(model, image.run_batch(x))
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 5 * model.info.logit_scale
+
+
+def test_fine_tuning_brings_logits_nearer_and_keeps_the_input(signal):
+    image, x = signal
+    made = compress(image, len(image.data), x[:600], heads={"pw": "stored:bits=2"}, steps=80)
+    assert "before 80 steps" in made.tuned and not made.tuned.startswith("not")
+    plain = compress(image, len(image.data), x[:600], heads={"pw": "stored:bits=2"})
+    wanted = reals(read_model(image.data), image.run_batch(x[600:]))  # windows that nothing has seen
+    gaps = [np.mean((reals(m.model, m.image.run_batch(x[600:])) - wanted) ** 2) for m in (made, plain)]
+    assert gaps[0] < gaps[1]
+    old, new = read_model(image.data), read_model(made.image.data)
+    assert new.input == old.input and new.info.input_scale == old.info.input_scale and new.info.threshold == old.info.threshold
+
+
+def test_networks_that_cannot_be_rebuilt_stay_as_they_were_fitted(image, windows):
+    made = compress(image, 10_000, windows, heads={"pw": "stored:bits=4"}, steps=5)
+    assert made.tuned == "not fine-tuned: the input has 16 rows: the trainer knows networks over time alone (height 1)"
+    with pytest.raises(ConfigError, match="fine-tuning needs training windows"):
+        compress(image, 10_000, heads={"pw": "stored:bits=4"}, steps=5)

@@ -124,13 +124,14 @@ def compress(
     data: Annotated[str | None, typer.Option(help="Training windows of a data set instead: synthetic-ecg or mitdb.")] = None,
     data_dir: DataDir = None,
     evaluations: Annotated[int, typer.Option(help="Mixes of heads that are scored.", min=2)] = 24,
+    steps: Annotated[int, typer.Option(help="Updates of fine-tuning where windows are given; 0: none.", min=0)] = 300,
     as_json: Json = False,
     seed: Seed = 0,
 ) -> None:
     """Map the pointwise kernels of an image onto heads, or onto fewer bits, within a budget; the float network is not needed.
 
-    With training windows, multipliers and biases of the new layers are fitted to what the old ones made, and the logits choose among mixes;
-    without, the error of the kernels does. --head insists on one head (or stored:bits=4, ...) instead of searching.
+    With training windows, multipliers and biases of the new layers are fitted to what the old ones made, the logits choose among mixes, and
+    networks over time are fine-tuned on what the original says; without, the error of the kernels chooses. --head insists on one head (or stored:bits=4, ...) instead of searching.
     """
     import numpy as np
 
@@ -154,12 +155,13 @@ def compress(
     if windows is not None:
         windows = np.random.default_rng(seed).permutation(windows)
     made = compressed(opened, budget, windows, heads=parse_heads(head or []), evaluations=evaluations, seed=seed,
+                      steps=steps if windows is not None else 0,
                       progress=lambda state: _tried(state, as_json))
     small = pipeline.repack(output, made.model)
     before, after = account(opened.parsed), account(small.parsed)
     errors = {name: round(value, 6) for name, value in made.errors.items()}
     if as_json:
-        emit({"image": str(output), "heads": dict(made.heads), "kernel_errors": errors, "agreement": made.agreement,
+        emit({"image": str(output), "heads": dict(made.heads), "kernel_errors": errors, "agreement": made.agreement, "tuned": made.tuned,
               "before": before, "after": after, "tried": [vars(trial) for trial in made.tried]})
         return
     for name, error in errors.items():
@@ -167,6 +169,8 @@ def compress(
     for tag in after["sections"]:
         print(f"{tag:>12}  {before['sections'].get(tag, 0):>9,} -> {after['sections'][tag]:>9,} bytes")
     print(f"{output}: {len(opened.data):,} -> {len(small.data):,} bytes")
+    if made.tuned:
+        print(f"fine-tuning: {made.tuned}")
     if made.agreement is None:
         print("no windows were given: what this does to the accuracy is unknown; give training windows with --input or --data")
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import reference
-from pyhtpw.errors import ConfigError
+from pyhtpw.errors import ConfigError, QuantiseError
 from pyhtpw.image import write
 from pyhtpw.image.integer import IntegerModel, Op, Stored
 from pyhtpw.image.reader import read_model
@@ -31,13 +31,14 @@ from pyhtpw.quant.stored import quantise_stored
 from reference.run import trace
 
 ROUNDS = 2  # fits of multipliers and biases: on the original's activations, then on those of the compressed network
-FIT_WINDOWS = 64
+FIT_WINDOWS, HELD_WINDOWS = 64, 512
 OWN_GROUPS = 3  # up to so many pointwise layers, each chooses its own head
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """`heads` by group and `sources` by operator; `errors`: operator -> ||new - old|| / ||old|| of its kernel with multipliers; `agreement`: share of the held-out
+    """`heads` by group and `sources` by operator; `errors`: operator -> ||new - old|| / ||old|| of its kernel with multipliers (as
+    fitted, before any fine-tuning); `agreement`: share of the held-out
     windows with the same class, None without windows."""
 
     model: IntegerModel
@@ -47,6 +48,7 @@ class Compressed:
     errors: Mapping[str, float]
     agreement: float | None
     tried: tuple[Trial, ...]
+    tuned: str = ""
 
 
 def compress(
@@ -56,6 +58,7 @@ def compress(
     *,
     heads: Mapping[str, str] | None = None,
     evaluations: int = 24,
+    steps: int = 0,
     seed: int = 0,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Compressed:
@@ -73,6 +76,10 @@ def compress(
     heads
         Specification by kind (pw1 is the first pointwise layer, pw the others, or all if pw1 is not named) or operator: no search there.
 
+    steps
+        Updates of fine-tuning with the chosen heads (`pyhtpw.export.finetune`), which needs windows and a network over time. Its result is
+        taken if its logits are nearer to the original's on held-out windows, and it is within the budget.
+
     Raises
     ------
     ConfigError
@@ -85,9 +92,10 @@ def compress(
         work.graph, work.params, budget, work.score, size=lambda model: len(write(model)), quantise=work.rebuilt,
         candidates=work.candidates(heads or {}), evaluations=evaluations, seed=seed, progress=progress,
     )  # fmt: skip
-    made = Image(write(choice.model), f"{image.name}, compressed")
     sources = {name: choice.graph.node(name).head.text() for name in work.at}
-    return Compressed(choice.model, made, choice.heads, sources, work.errors(choice.model), work.agreement(made), choice.tried)
+    model, tuned = work.tuned(choice.model, sources, budget, steps, seed) if steps else (choice.model, "")
+    made = Image(write(model), f"{image.name}, compressed")
+    return Compressed(model, made, choice.heads, sources, work.errors(choice.model), work.agreement(made), choice.tried, tuned)
 
 
 def expanded_model(image: Image) -> IntegerModel:
@@ -117,8 +125,9 @@ class _Compressor:
         self.graph, self.params = self._chain()
         self.fit = self.held = self.targets = None
         if windows is not None:
-            half = min(len(windows) // 2, FIT_WINDOWS)
-            self.fit, self.held = windows[:half], windows[half : half + 512]
+            half = len(windows) // 2
+            self.training, self.held = windows[:half], windows[half : half + HELD_WINDOWS]
+            self.fit, self.says = windows[: min(half, FIT_WINDOWS)], image.run_batch(windows[:half])
             self.wanted = image.run_batch(self.held).astype(np.int64)
             self.targets = self._activations(self.model)
 
@@ -232,6 +241,29 @@ class _Compressor:
         t = op.inputs[0]
         x = acts[t].reshape(-1, kernel.shape[1]).astype(np.float64) - self.shapes[t].zero_point
         return x @ kernel.T.astype(np.float64)
+
+    def tuned(self, model: IntegerModel, heads: Mapping[str, str], budget: int, steps: int, seed: int) -> tuple[IntegerModel, str]:
+        """The better of the model and its fine-tuned twin, and what came of it."""
+        if self.fit is None:
+            raise ConfigError("fine-tuning needs training windows: give them, or no steps")
+        from pyhtpw.export.finetune import finetune  # the trainer, for those who train alone
+
+        try:
+            found = finetune(self.model, heads, self.training, self.says, steps=steps, seed=seed)
+        except (ConfigError, QuantiseError) as error:
+            return model, f"not fine-tuned: {error}"
+        before, after, size = self.distance(model), self.distance(found), len(write(found))
+        text = f"mean squared difference of logits {before:.4g} before {steps} steps, {after:.4g} after"
+        if size > budget:
+            return model, f"not taken, {size} bytes: {text}"
+        return (found, text) if after < before else (model, f"not taken: {text}")
+
+    def distance(self, model: IntegerModel) -> float:
+        """Mean squared difference of real logits on held-out windows."""
+        both = []
+        for one, logits in ((self.model, self.wanted), (model, Image(write(model)).run_batch(self.held).astype(np.int64))):
+            both.append((logits - one.ops[-1].out.zero_point) * (one.info.logit_scale if one.info is not None else 1.0))
+        return float(np.mean((both[0] - both[1]) ** 2))
 
     # -- how good it is -----------------------------------------------------------------------------------------------
 
