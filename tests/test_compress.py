@@ -48,7 +48,8 @@ def test_reported_errors_are_those_of_the_kernels_that_the_library_makes(image):
     for name, error in made.errors.items():
         i = [op.name for op in old.ops].index(name)
         real = []
-        for op, kernel in ((old.ops[i], kernel_of(old, old.ops[i])), (new.ops[i], made.image.kernels()[i].reshape(-1, old.ops[i].weights.values.shape[1]))):
+        before = kernel_of(old, old.ops[i])
+        for op, kernel in ((old.ops[i], before), (new.ops[i], made.image.kernels()[i].reshape(before.shape))):
             real.append(kernel * np.broadcast_to(op.requant.multipliers * 2.0 ** (op.requant.shifts - 31.0), len(kernel))[:, None])
         assert error == pytest.approx(np.linalg.norm(real[1] - real[0]) / np.linalg.norm(real[0]), rel=1e-9)
 

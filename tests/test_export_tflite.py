@@ -184,7 +184,10 @@ def equal(image: Image) -> schema.Network:
     return network
 
 
-def convolution(multipliers=(20000 << 16,) * 3, shifts=(-9,) * 3, out=Tensor(6, 7, 3, 5), window=None, **more) -> Op:
+Y = Tensor(6, 7, 3, 5)
+
+
+def convolution(multipliers=(20000 << 16,) * 3, shifts=(-9,) * 3, out=Y, window=None, **more) -> Op:
     rng = np.random.default_rng(0)
     window = window or Window((3, 3), (1, 1), (1, 1))
     w = rng.integers(-128, 128, (3, *window.kernel, 4)).astype(np.int8)
@@ -235,7 +238,7 @@ def test_multipliers_that_no_scales_make_are_refused_by_operator_and_channel():
     q = Requant(rng.integers(1 << 30, 1 << 31, 8) | 1, np.full(8, -9), np.zeros(8, np.int64))
     wide = Op("w", "conv1x1", (0,), Tensor(6, 7, 8, 0), weights=Stored(np.ones((8, 4), np.int8)), requant=q)
     low = replace(convolution(multipliers=(20000 << 16, 1 << 29, 20000 << 16)), inputs=(0,))
-    with pytest.raises(ExportError, match=r"conv1x10 \(conv1x1\): channel 0: no float32 scale gives multiplier \d+ \(and 7 more channels\)"):
+    with pytest.raises(ExportError, match=r"conv1x10 \(conv1x1\): channel 0: no float32 scale gives multiplier \d+ \(and 7 more chan"):
         to_tflite(small(wide))
     with pytest.raises(ExportError, match=r"conv0 \(conv\): channel 1: multiplier 536870912 is below 2\^30"):
         to_tflite(small(low))

@@ -1,6 +1,6 @@
 """INT8 networks as other tools' converters leave them, with random weights: written with the records of `pyhtpw.export.schema`.
 
-Scales are arbitrary float32 numbers, one for each channel; every network ends as classifiers do, in MEAN or a pool, FULLY_CONNECTED and SOFTMAX.
+Scales are arbitrary float32 numbers, one for each channel; networks end as classifiers do, in MEAN or a pool, FULLY_CONNECTED, SOFTMAX.
 """
 
 import math
@@ -113,7 +113,7 @@ def ds_cnn(seed: int = 0, fc: bool = True, softmax: bool = True) -> Network:
 
 
 def mobilenet(seed: int = 0, fc: bool = True) -> Network:
-    """Visual-wake-words shape: PAD before strides, ReLU6, an inverted residual with ADD, squeeze and excitation without its sigmoid, MEAN."""
+    """Visual-wake-words shape: PAD before strides, ReLU6, an inverted residual with ADD, MUL by channel, MEAN."""
     b = Builder(seed, 16, 16, 3)
     x = b.convolution(b.pad(b.input, (0, 1), (0, 1)), 8, (3, 3), (2, 2), "VALID", activation="RELU6")
     x = b.convolution(b.pad(x, (1, 1), (1, 1)), 8, (3, 3), (1, 1), "VALID", depthwise=True, activation="RELU6")

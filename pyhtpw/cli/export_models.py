@@ -131,7 +131,8 @@ def compress(
     """Map the pointwise kernels of an image onto heads, or onto fewer bits, within a budget; the float network is not needed.
 
     With training windows, multipliers and biases of the new layers are fitted to what the old ones made, the logits choose among mixes, and
-    networks over time are fine-tuned on what the original says; without, the error of the kernels chooses. --head insists on one head (or stored:bits=4, ...) instead of searching.
+    networks over time are fine-tuned on what the original says; without, the error of the kernels chooses. --head insists on one head (or
+    stored:bits=4, ...) instead of searching.
     """
     import numpy as np
 

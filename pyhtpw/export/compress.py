@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
 import reference
+from reference.run import trace
+
 from pyhtpw.errors import ConfigError, QuantiseError
 from pyhtpw.image import write
 from pyhtpw.image.integer import IntegerModel, Op, Stored
@@ -28,7 +29,6 @@ from pyhtpw.quant.scales import COMPACT, Factors, factors, requant
 from pyhtpw.quant.search import CANDIDATES, Trial, auto_heads
 from pyhtpw.quant.statistics import EPS
 from pyhtpw.quant.stored import quantise_stored
-from reference.run import trace
 
 ROUNDS = 2  # fits of multipliers and biases: on the original's activations, then on those of the compressed network
 FIT_WINDOWS, HELD_WINDOWS = 64, 512
@@ -162,7 +162,8 @@ class _Compressor:
         kinds = {name: kind for name, kind in self.graph.kinds().items() if name in self.at}
         for key in heads:
             if key not in kinds and key not in ("pw", "pw1"):
-                raise ConfigError(f"--head {key}=...: no pointwise layer is called {key}; there are {', '.join(kinds)}, and the kinds pw1 and pw")
+                known = ", ".join(kinds)
+                raise ConfigError(f"--head {key}=...: no pointwise layer is called {key}; there are {known}, and the kinds pw1 and pw")
         own = len(kinds) <= OWN_GROUPS or any(key in kinds for key in heads)
         found = {}
         for group in kinds if own else dict.fromkeys(kinds.values()):

@@ -1,8 +1,8 @@
 """A compressed image trained on: its float network is rebuilt from the integers, and distilled from what the original image says.
 
 `float_network` turns 1-D images (height 1) of conv, depthwise, conv1x1, add, pools and a classifier into a graph of the trainer: reals are
-the integers times multipliers, so that its logits are the image's but for rounding and for limits at the upper end. `finetune` fits heads to it,
-trains on the kernels that the image will hold (`pyhtpw.quant.aware`) with the original's integer logits as the teacher's, and quantises.
+the integers times multipliers, so that its logits are the image's but for rounding and for limits at the upper end. `finetune` fits heads
+to it, trains on the kernels that the image will hold (`pyhtpw.quant.aware`) with the original's integer logits as the teacher's, and quantises.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,8 @@ class _Rebuild:
                     parent[a], ratio[a] = b, wanted
         info, fixed = self.model.info, {}
         if info is not None:
-            fixed = {root(t)[0]: scale / root(t)[1] for t, scale in ((len(parent) - 1, info.logit_scale), (0, info.input_scale)) if scale > 0}
+            ends = ((len(parent) - 1, info.logit_scale), (0, info.input_scale))
+            fixed = {root(t)[0]: scale / root(t)[1] for t, scale in ends if scale > 0}
         return [fixed.get(root(t)[0], _USUAL) * root(t)[1] for t in range(len(parent))]
 
     def made(self) -> tuple[Graph, dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from pyhtpw.export.schema import Network, Operator, Tensor, read
 from pyhtpw.export.tflite import same_padding
 from pyhtpw.image.integer import AddScalars, Info, IntegerModel, MulScalars, Op, Requant, Stored, Window
 from pyhtpw.image.integer import Tensor as Shape
+from pyhtpw.image.reader import CELLS_MAX
 from pyhtpw.model import Image
 
 VIEWS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
@@ -157,6 +158,8 @@ class _Import:
     def _hwc(self, t: Tensor) -> tuple[int, int, int]:
         if not 2 <= len(t.shape) <= 4 or t.shape[0] != 1 or min(t.shape) < 1:
             raise ExportError(f"{self.name}: tensor {t.name!r} has shape {t.shape}; (1, H, W, C), (1, T, C) and (1, C) are read")
+        if math.prod(t.shape) > CELLS_MAX:
+            raise ExportError(f"{self.name}: tensor {t.name!r} has {math.prod(t.shape):,} elements; an image holds at most {CELLS_MAX:,}")
         h, w, c = ((1, 1, 1) + t.shape[1:])[-3:]
         return h, w, c
 

@@ -1,8 +1,8 @@
 """An image as an ONNX network of QuantizeLinear and DequantizeLinear (QDQ), for tools that read nothing else.
 
 The form has no integer multipliers: a runtime requantises in float, or does not requantise at all, and rounds ties to even. So logits
-are near the image's and not equal: whatever runs the file must say how near (`compare`). Weights, biases and zero points are the image's own; scales
-are the multipliers. Add, mul and pools go through real numbers.
+are near the image's and not equal: whatever runs the file must say how near (`compare`). Weights, biases and zero points are the image's
+own; scales are the multipliers. Add, mul and pools go through real numbers.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ def compare(data: bytes, image: Image, windows: np.ndarray) -> dict[str, Any]:
 
 
 class _Writer:
-    """Every activation is int8 (N, C, H, W) in the unit in which multipliers are given: scale 1, so that a weight's scale is its multiplier."""
+    """Every activation is int8 (N, C, H, W) in the unit in which multipliers are given: scale 1, so that a weight's is its multiplier."""
 
     def __init__(self, image: Image) -> None:
         try:
@@ -185,7 +185,8 @@ class _Writer:
 
     def _mul(self, i: int, op: Op, x: list[str], shapes: list) -> str:
         scale = float(np.float32(real(op.mul.multiplier, op.mul.shift)))
-        return self._stored(op, self._node("Mul", [self._reals(x[0], shapes[0].zero_point), self._reals(x[1], shapes[1].zero_point, scale)]))
+        first, second = self._reals(x[0], shapes[0].zero_point), self._reals(x[1], shapes[1].zero_point, scale)
+        return self._stored(op, self._node("Mul", [first, second]))
 
     def _table(self, i: int, op: Op, x: list[str], shapes: list) -> str:
         table = np.clip(op.table, op.act_min, op.act_max).astype(np.int8)

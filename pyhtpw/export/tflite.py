@@ -202,7 +202,8 @@ class _Lowering:
         """A depthwise operator that is a MEAN, as the import leaves one: its multiplier has 1/n in it, and may be below 2^30."""
         _, *window, channels = self.tensors[x].shape
         whole = op.kind == "depthwise" and tuple(window) == op.window.kernel and (weights == 1).all() and not biases.any()
-        if not whole or op.requant.multipliers.size > 1 or op.window.padding != (0, 0) or (op.out.h, op.out.w, op.out.c) != (1, 1, channels):
+        one = (op.out.h, op.out.w, op.out.c) == (1, 1, channels) and op.requant.multipliers.size == 1
+        if not whole or not one or op.window.padding != (0, 0):
             return None
         pair = int(op.requant.multipliers[0]), int(op.requant.shifts[0])
         found = scales.mean_scales(*pair, math.prod(window))
