@@ -41,6 +41,10 @@ class ImageError(HtpwError, ValueError):
         self.code = code
 
 
+class ExportError(HtpwError, ValueError):
+    """A model cannot be said exactly in another format, or holds what this one has no operator for."""
+
+
 class SignatureError(HtpwError, ValueError):
     """A signature is not that of the file and the key."""
 

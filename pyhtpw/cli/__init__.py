@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from pyhtpw.cli import training, packing, codes, running, inspect, reporting, data, results, sweep, export, target  # noqa: F401  isort: skip  (the order of --help)
+from pyhtpw.cli import training, packing, codes, running, inspect, reporting, data, results, sweep, export, export_models, target  # noqa: F401  isort: skip  (the order of --help)
 from pyhtpw.cli.common import Stopped, app
 from pyhtpw.errors import HtpwError
 from pyhtpw.extras import remedy

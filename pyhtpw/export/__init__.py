@@ -1,1 +1,1 @@
-"""Images and networks in the forms that other tools read."""
+"""Images and networks in the forms that other tools read: C, TensorFlow Lite (both ways), ONNX (QDQ)."""
