@@ -82,7 +82,7 @@ def test_windows_mend_multipliers_and_biases(image, windows):
 def test_generated_kernels_are_expanded_first(image):
     made = compress(image, 10_000, heads={"pw": "tiled:hidden=0,dz=4,tile=8"}).image
     plain = Image(write(expanded_model(made)))
-    x = np.random.default_rng(0).integers(-128, 128, (8, made.plan.input)).astype(np.int8)
+    x = np.random.default_rng(0).integers(-128, 128, (8, made.plan().input)).astype(np.int8)
     np.testing.assert_array_equal(plain.run_batch(x), made.run_batch(x))
     assert not any(op.generated for op in plain.parsed.ops)
 

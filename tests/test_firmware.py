@@ -57,7 +57,7 @@ def test_boards_give_the_hosts_bytes(small, board, schedule):
     (row,) = boards.matrix(small, sample_windows(small, 8), [board], [schedule], GCC)
     kernels = sum(kernel.bytes for kernel in small.cached)
     assert row.refused is None and row.differ == 0, row
-    assert row.compared == 3 * (kernels + 8 * small.plan.output), "three pairs: numpy, C here, the board"
+    assert row.compared == 3 * (kernels + 8 * small.plan().output), "three pairs: numpy, C here, the board"
 
 
 @needs_tools
@@ -133,7 +133,7 @@ def test_the_report_accounts_for_every_byte(small, tmp_path):
     padding = loaded - found["flash"]["total"]
     assert 0 <= padding < 16 * len(found["flash"]["sections"]), "what is loaded is what the table says, and alignment"
     memory = found["sram"]
-    plan = small.plan_for("armv7em_dsp")
+    plan = small.plan("armv7em_dsp")
     assert memory["sections"]["arena"] == plan.arena and memory["sections"]["cache"] == plan.cache
     for row in memory["stack"]:
         assert 0 < row["seen"] <= row["bound"], row
@@ -202,14 +202,14 @@ def test_an_image_too_large_for_a_board_is_refused_with_bytes(small):
     full = Image.open(FULL)
     with pytest.raises(FitError, match=r"does not fit microbit: RAM needs [\d,]+ bytes, 16,384 are there") as error:
         firmware.build(firmware.board_named("microbit"), full, "boot", GCC)
-    plan = full.plan_for("thumb")
+    plan = full.plan("thumb")
     assert error.value.there == 16384
     assert plan.arena + plan.cache + plan.input < error.value.needed < plan.arena + plan.cache + plan.input + 4096
     with pytest.raises(FitError, match="STORE needs 4,096 bytes, 0 are there: use boot or lazy"):
         firmware.build(firmware.board_named("microbit"), small, "streamed", GCC)
     rows = boards.matrix(small, sample_windows(small, 1), ["microbit"], ["boot", "streamed"], GCC)
     assert [row.refused is None for row in rows] == [True, False]
-    plan = small.plan_for("thumb")
+    plan = small.plan("thumb")
     assert plan.arena + plan.cache <= 12 * 1024, "the small image is planned for boards of 16 KiB"
 
 

@@ -42,7 +42,7 @@ def test_networks_are_equal_to_the_bit_but_for_fully_connected(name, seed):
     found = compare(imported, image, x.reshape(len(x), *_shape(image)))
     has_fc = any(op.code == "FULLY_CONNECTED" for op in network.operators)
     assert bool(imported.approximate) == has_fc
-    assert found["logits"] == len(x) * image.plan.output and len(np.unique(image.run_batch(x))) > 8
+    assert found["logits"] == len(x) * image.plan().output and len(np.unique(image.run_batch(x))) > 8
     if has_fc:  # a different rounding, nothing else
         assert found["largest_difference"] <= 1 and found["differing"] < found["logits"] / 20
     else:

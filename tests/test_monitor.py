@@ -148,7 +148,7 @@ def test_the_board_decides_as_the_host_does():
     assert found["differ"] == 0 and found["decisions"] == found["expected"] == 23, found["first"]
     assert found["no_decision"] and found["other"], "bad seconds are gated, good ones decided"
     front_end = found["bill"]
-    assert 0 < front_end["front_end_flash"] < 2048 and front_end["front_end_sram"] >= 2 * image.plan.input
+    assert 0 < front_end["front_end_flash"] < 2048 and front_end["front_end_sram"] >= 2 * image.plan().input
     assert front_end["instructions_per_sample"] > 20
     parts = front_end["instructions_per_window"] + front_end["instructions_per_inference"]
     assert front_end["instructions_per_second"] == pytest.approx(360 * front_end["instructions_per_sample"] + parts, rel=0.01)

@@ -62,7 +62,7 @@ def image() -> Image:
 
 @pytest.fixture(scope="module")
 def windows(image) -> np.ndarray:
-    size = image.plan.input
+    size = image.plan().input
     noise = np.random.default_rng(3).integers(-128, 128, (4, size)).astype(np.int8)
     return np.concatenate([noise, np.full((1, size), -128, np.int8), np.full((1, size), 127, np.int8)])
 
@@ -167,7 +167,7 @@ def test_a_build_for_one_network_on_a_cortex_m4(image, windows, code, opt):
             assert np.array_equal(target.run_batch(windows), image.run_batch(windows))
             made, expected = target.kernels(), image.kernels()
             assert made.keys() == expected.keys() and all(np.array_equal(made[op], expected[op]) for op in expected)
-            assert target.plan.arena <= image.plan_for("armv7em_dsp").arena
+            assert target.plan.arena <= image.plan("armv7em_dsp").arena
             with pytest.raises(ImageError, match="HTPW_WITH_ATTEND") as error:
                 TargetModel(emulator, golden("attend_1d")[0], "other", "boot")
             assert type(error.value) is _native.ERRORS[_native.lib.HTPW_ERR_LEFT_OUT]

@@ -15,7 +15,7 @@ from pyhtpw.model import Image
 RESUME = _native.ERRORS[lib.HTPW_ERR_RESUME]
 IMAGE = Image(write(network()), "network")
 OPERATORS = len(network().ops)
-WINDOWS = np.random.default_rng(4).integers(-128, 128, (3, IMAGE.plan.input)).astype(np.int8)
+WINDOWS = np.random.default_rng(4).integers(-128, 128, (3, IMAGE.plan().input)).astype(np.int8)
 
 
 @pytest.mark.parametrize("backend", _native.available_backends())
@@ -24,7 +24,7 @@ def test_any_step_gives_the_same_logits(backend, schedule):
     for step in (1, 2, 3, OPERATORS - 1, OPERATORS, OPERATORS + 5):
         context = IMAGE.bind(schedule, backend)
         for window in WINDOWS:
-            out, calls, left = np.full(IMAGE.plan.output, 99, np.int8), 0, OPERATORS
+            out, calls, left = np.full(IMAGE.plan().output, 99, np.int8), 0, OPERATORS
             while left:
                 left = context.run_partial(window, out, step)
                 calls += 1
@@ -36,7 +36,7 @@ def test_any_step_gives_the_same_logits(backend, schedule):
 @settings(deadline=None, max_examples=30)
 @given(steps=st.lists(st.integers(1, OPERATORS), min_size=1, max_size=20), index=st.integers(0, 2))
 def test_steps_may_differ(steps, index):
-    context, out, left = IMAGE.bind(), np.empty(IMAGE.plan.output, np.int8), OPERATORS
+    context, out, left = IMAGE.bind(), np.empty(IMAGE.plan().output, np.int8), OPERATORS
     while left:
         step = steps.pop() if steps else 1
         assert context.run_partial(WINDOWS[index], out, step) == max(left - step, 0)
@@ -45,7 +45,7 @@ def test_steps_may_differ(steps, index):
 
 
 def test_misuse_is_refused_and_does_no_harm():
-    context, out = IMAGE.bind(), np.empty(IMAGE.plan.output, np.int8)
+    context, out = IMAGE.bind(), np.empty(IMAGE.plan().output, np.int8)
     context.run_partial(WINDOWS[0], out, 2)
     with pytest.raises(RESUME):
         context.run_partial(WINDOWS[1], out, 1)
@@ -73,7 +73,7 @@ def test_the_hook_stands_around_every_operator():
     whole = [(op, is_done) for op in range(OPERATORS) for is_done in (False, True)]
     assert np.array_equal(context.run(WINDOWS[0]), IMAGE.run(WINDOWS[0])) and told == whole
     told.clear()
-    out = np.empty(IMAGE.plan.output, np.int8)
+    out = np.empty(IMAGE.plan().output, np.int8)
     while context.run_partial(WINDOWS[0], out, 2):
         pass
     assert told == whole

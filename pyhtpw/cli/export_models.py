@@ -8,7 +8,7 @@ import typer
 from pyhtpw.cli.common import DataDir, Heads, Json, Seed, app, emit, load_data, say
 from pyhtpw.cli.export import export_app
 from pyhtpw.cli.packing import _tried
-from pyhtpw.cli.running import _windows
+from pyhtpw.cli.running import read_windows
 from pyhtpw.errors import ConfigError, ImageError
 
 import_app = typer.Typer(help="Read a model of another format.", no_args_is_help=True)
@@ -146,12 +146,12 @@ def compress(
     if source is not None and data is not None:
         raise ConfigError("--input and --data are two sources of windows: give one of them")
     if source is not None:
-        windows = _windows(opened, source, 0, seed)
+        windows = read_windows(opened, source, 0, seed)
     elif data is not None:
         dataset = load_data(data, data_dir, None, seed, None, False)
         x = pipeline.calibration_windows(dataset, seed)
-        if x[0].size != opened.plan.input:
-            raise ConfigError(f"{data}: windows have {x[0].size} samples, the network takes {opened.plan.input}")
+        if x[0].size != opened.plan().input:
+            raise ConfigError(f"{data}: windows have {x[0].size} samples, the network takes {opened.plan().input}")
         windows = opened.quantise(x)
     if windows is not None:
         windows = np.random.default_rng(seed).permutation(windows)

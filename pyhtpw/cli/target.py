@@ -28,12 +28,12 @@ def _windows(image, source: Path | None, data: str | None, data_dir: Path | None
     if source is not None and data is not None:
         raise ConfigError("--input and --data exclude each other: give one")
     if data is None:
-        from pyhtpw.cli.running import _windows as plain
+        from pyhtpw.cli.running import read_windows as plain
 
         return plain(image, source, n, seed)[:n], str(source) if source else "seeded windows (synthetic)"
     windows = load_data(data, data_dir, protocol, seed, None, False).test.x[:n]
-    if windows[0].size != image.plan.input:
-        raise ConfigError(f"windows of {data} have {windows[0].size} samples, {image.name} takes {image.plan.input}")
+    if windows[0].size != image.plan().input:
+        raise ConfigError(f"windows of {data} have {windows[0].size} samples, {image.name} takes {image.plan().input}")
     return image.quantise(windows), f"{len(windows)} test windows of {data}"
 
 

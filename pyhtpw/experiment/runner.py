@@ -147,7 +147,7 @@ def _to_validation(plan: Plan, model: Model, seed: int, data: Dataset, folders: 
         "training": trained, "seconds_to_validation": round(time.monotonic() - began, 1),
         "budget": model.budget, "over_budget": model.budget is not None and raw["image_bytes"] > model.budget,
         **raw,
-        "plan_m4": asdict(image.plan_for(pipeline.TARGET_BACKEND)), "cortex_m4": m4, "not_run": not_run,
+        "plan_m4": asdict(image.plan(pipeline.TARGET_BACKEND)), "cortex_m4": m4, "not_run": not_run,
         "ema": blocks.get("ema"), "test": None,
     }  # fmt: skip
 

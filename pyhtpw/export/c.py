@@ -80,7 +80,7 @@ def identifier(text: str) -> str:
 
 def _sizes(image: Image, prefix: str) -> str:
     """Memory needs as macros, for each backend, and what does for the best backend of any microcontroller."""
-    plans = {name: image.plan_for(name) for name in _native.BACKENDS}
+    plans = {name: image.plan(name) for name in _native.BACKENDS}
     lines = []
     for what in ("arena", "cache", "streamed_arena", "installed_arena"):
         most = max(getattr(plans[name], what) for name in MCU)
@@ -168,7 +168,7 @@ def pair(image: Image, name: str, keep: Collection[str] = (), code: str = "fast"
     rows = [", ".join(map(str, data[at : at + COLUMNS])) for at in range(0, len(data), COLUMNS)]
     shared = {"name": name, "upper": upper, "version": __version__}
     header = HEADER.format(
-        **shared, bytes=len(data), input=image.plan.input, output=image.plan.output, h=first.h, w=first.w, c=first.c,
+        **shared, bytes=len(data), input=image.plan().input, output=image.plan().output, h=first.h, w=first.w, c=first.c,
         zero_point=first.zero_point, sizes=_sizes(image, upper), switches="\n".join(lines),
         kept=f", and {', '.join(sorted(keep))}" if keep else "",
     )

@@ -141,7 +141,7 @@ def _row(board, image, schedule, settings, x, pack, cut, before, after, seconds)
             old = session.OnBoard(built, done, stage)
             for telling in after if done.packs[stage] else before:
                 bad = int(np.count_nonzero(telling.logits(x) != old.logits(x)))
-                pairs.append(_Logits(x.shape[0] * image.plan.output, bad, f"start {stage} differs from {telling.name}" if bad else None))
+                pairs.append(_Logits(x.shape[0] * image.plan().output, bad, f"start {stage} differs from {telling.name}" if bad else None))
     first = next((p.first for p in pairs if p.first), None)
     number = done.packs[max(done.packs)] if done.packs else None
     compared, differ = sum(p.compared for p in pairs), sum(p.differ for p in pairs)

@@ -325,7 +325,7 @@ def build(
         raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     lib_built = library(board, settings)
     backend = backend_of(board, settings)
-    plan = image.plan_for(backend)
+    plan = image.plan(backend)
     config = _config(image, schedule, backend, plan, pack)
     config += "".join(f"#define APP_{name} ({value})\n" for name, value in sizes.items())
     if stack is None:

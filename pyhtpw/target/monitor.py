@@ -75,7 +75,7 @@ def synthetic(seconds: int, seed: int = 0) -> np.ndarray:
 def host(image: Image, x: np.ndarray) -> Iterator[tuple[int, ...]]:
     """(second, decision, quality, logits) of every second by numpy and C here; logits are 0 where there is no decision."""
     known = Constants.of(image)
-    for due in ecg.decisions(x, image.plan.input, known.rate, known.gain, known.zero_point):
+    for due in ecg.decisions(x, image.plan().input, known.rate, known.gain, known.zero_point):
         if due.quality:
             yield due.second, NO_DECISION, due.quality, 0, 0
             continue
@@ -113,7 +113,7 @@ def run(image: Image, board: Board, settings: Settings, x: np.ndarray, *, second
 
 def bill(image: Image, built: firmware.Firmware, x: np.ndarray, stack: int) -> dict[str, Any]:
     """What the front end takes beside the network."""
-    rate, window = Constants.of(image).rate, image.plan.input
+    rate, window = Constants.of(image).rate, image.plan().input
     few = x[: (-(-window // rate) + 2) * rate]
     counted = session.run(built, np.empty(0, np.int8), samples=few, count=True)
     seconds = [p.cost.instructions for p in counted.phases if p.name == "second"]
