@@ -258,6 +258,13 @@ def test_multipliers_are_derived_as_the_interpreter_does(multiplier, shift):
     assert scales.quantize_multiplier(2.0**-34) == (0, 0) == scales.quantize_multiplier(0.0)
 
 
+@given(st.floats(0, 2.0**20, width=32), st.floats(2.0**-30, 2.0**20, width=32))
+def test_two_derivations_of_multipliers_agree(first, second):
+    """The exporter's in double and the interpreter's in whole numbers."""
+    for scale in (first, second, first * second, first / second):
+        assert scales.quantize_multiplier(scale) == interpreter.derived(scale)
+
+
 def test_scales_of_additions_of_wide_multipliers():
     for scale in np.random.default_rng(4).uniform(0.01, 0.09, (20, 3)).astype(np.float32).tolist():
         wanted = scales.add_multipliers(*scale)

@@ -86,9 +86,9 @@ def import_tflite(
     All but FULLY_CONNECTED keep their arithmetic to the bit; differing logits of random windows are counted and printed. Operators
     without a counterpart are refused by name. Next: `pyhtpw compress`.
     """
-    from pyhtpw import pipeline
     from pyhtpw.export.from_tflite import compare, from_tflite
     from pyhtpw.image import write
+    from pyhtpw.image.writer import save
     from pyhtpw.model import Image
 
     output = output or model.with_suffix(".htpw")
@@ -98,7 +98,7 @@ def import_tflite(
     found = compare(imported, image, windows_of(image, windows, seed))
     if found["differing"] and not imported.approximate:
         _differ(f"{model}: {found['differing']} of {found['logits']} logits differ; nothing was written")
-    image = pipeline.repack(output, imported.model)
+    save(image.data, output)
     if as_json:
         emit({"image": str(output), "bytes": len(image.data), "tflite_bytes": len(data), "operators": len(imported.model.ops),
               "approximate": imported.approximate, "dropped": imported.dropped, "compared": found})
@@ -175,7 +175,7 @@ def compress(
     if made.agreement is None:
         print("no windows were given: what this does to the accuracy is unknown; give training windows with --input or --data")
     else:
-        print(f"same class as before on {100 * made.agreement:.1f} % of the windows held out")
+        print(f"same class as before on {100 * made.agreement:.1f} % of the windows held out, which chose among mixes")
 
 
 @export_app.command("onnx")
