@@ -9,7 +9,7 @@ from pyhtpw.cli.common import DataDir, Heads, Json, Seed, app, emit, load_data, 
 from pyhtpw.cli.export import export_app
 from pyhtpw.cli.packing import _tried
 from pyhtpw.cli.running import _windows
-from pyhtpw.errors import ConfigError, ImageError
+from pyhtpw.errors import ConfigError, ImageError, MissingToolError
 
 import_app = typer.Typer(help="Read a model of another format.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
@@ -136,11 +136,14 @@ def compress(
     """
     import numpy as np
 
-    from pyhtpw import pipeline
-    from pyhtpw.export.compress import compress as compressed
+    try:
+        from pyhtpw import pipeline
+        from pyhtpw.export.compress import compress as compressed
+        from pyhtpw.packing import parse_heads
+    except ModuleNotFoundError as error:
+        raise MissingToolError(f"compressing needs {error.name}: pip install 'pyhtpw[train]'") from error
     from pyhtpw.image import bill as account
     from pyhtpw.model import Image
-    from pyhtpw.packing import parse_heads
 
     opened, windows = Image.open(image), None
     if source is not None and data is not None:
@@ -190,7 +193,6 @@ def export_onnx(
 
     Where onnxruntime is installed, differing logits of random windows are counted and printed.
     """
-    from pyhtpw.errors import MissingToolError
     from pyhtpw.export.onnx import compare, to_onnx
     from pyhtpw.image.writer import save
     from pyhtpw.model import Image

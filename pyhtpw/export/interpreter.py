@@ -69,7 +69,7 @@ def run(network: Network, x: np.ndarray, tensors: dict[int, np.ndarray] | None =
         handler = HANDLERS.get(op.code)
         if handler is None:
             raise ImageError(f"the interpreter has no {op.code}")
-        inputs = [None if i < 0 else values[i] for i in op.inputs]
+        inputs = [None if i < 0 else values.get(i) for i in op.inputs]  # a RESHAPE does without its sizes
         infos = [None if i < 0 else network.tensors[i] for i in op.inputs]
         values[op.outputs[0]] = handler(op, inputs, infos, network.tensors[op.outputs[0]])
     return values[network.outputs[0]]
