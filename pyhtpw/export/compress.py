@@ -100,6 +100,8 @@ def compress(
 
 def expanded_model(image: Image) -> IntegerModel:
     """The image's integer model with generated kernels stored in 8 bits."""
+    if image.codes_number:
+        raise ConfigError(f"{image.name}: a code pack is applied: open the image that pyhtpw.image.codes.apply_pack makes of both")
     model = read_model(image.data, image.name)
     ops = []
     for op in model.ops:

@@ -32,6 +32,8 @@ METADATA = "pyhtpw"
 
 def expanded(image: Image) -> dict[int, np.ndarray]:
     """Operator -> int8 weights in the shape of docs/SPEC.md section 1, of every linear operator: synthesised where they are generated."""
+    if image.codes_number:  # its multipliers are in the pack, its records in the base
+        raise ExportError(f"{image.name}: a code pack is applied: open the image that pyhtpw.image.codes.apply_pack makes of both")
     made = image.kernels()
     model = read_model(image.data, image.name)
     return {
