@@ -102,7 +102,7 @@ def train(
         pipeline.prepare_folder(out)
     dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
     chosen = training.changed(recipe_of(data, dataset), config=config, net=net, heads=parse_heads(head or []), aware=aware)
-    dataset = for_network(chosen.net, dataset, cache_dir)
+    dataset, chosen = for_network(chosen.net, dataset, cache_dir), training.on_features(chosen, recipe_of(data, dataset))
     if dry_run:
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return
