@@ -36,7 +36,6 @@ from pyhtpw.quant.quantise import with_threshold
 from pyhtpw.quant.store import save_model
 from pyhtpw.recipes import Recipe
 from pyhtpw.train import TrainConfig, TrainResult, train
-from pyhtpw.train.teacher import Signals
 from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, Pair, compare
 
 CALIBRATION_WINDOWS = 512
@@ -86,22 +85,27 @@ def train_stage(
     steps: int | None = None,
     resume: bool = False,
     start: tuple[Graph, dict[str, np.ndarray]] | None = None,
-    teacher: Signals | None = None,
+    teacher: Any = None,
     progress: Callable[[dict], None] | None = None,
 ) -> tuple[Graph, TrainConfig, TrainResult]:
     """Trains (or resumes) the recipe's network; the run folder holds checkpoints and curves. `start`: a network of the recipe's
-    shape (`pyhtpw.training.initial`) and the parameters to begin with. `teacher`: its outputs for the training windows, if the
-    recipe's objective compares with one."""
+    shape (`pyhtpw.training.initial`) and the parameters to begin with. `teacher`: its outputs for the training windows
+    (`pyhtpw.training.distil`)."""
+    config = configuration(recipe, seed=seed, steps=steps)
+    graph, params = (network(recipe, data), None) if start is None else start
+    return graph, config, train(
+        graph, data.train, scored(data.val), config, run_dir, start=params, teacher=teacher, resume=resume, progress=progress
+    )
+
+
+def configuration(recipe: Recipe, *, seed: int, steps: int | None = None) -> TrainConfig:
+    """The recipe's settings; fewer `steps` shorten warm-up and the distance of validations to no more than themselves."""
     options = {**recipe.train, "seed": seed}
     if steps is not None:
         options["steps"] = steps
         options["warmup"] = min(options.get("warmup", 100), steps)
         options["eval_every"] = min(options["eval_every"], steps)
-    config = TrainConfig(**options)
-    graph, params = (network(recipe, data), None) if start is None else start
-    return graph, config, train(
-        graph, data.train, scored(data.val), config, run_dir, start=params, teacher=teacher, resume=resume, progress=progress
-    )
+    return TrainConfig(**options)
 
 
 def scored(split: Split) -> Split:
