@@ -46,6 +46,8 @@ from pyhtpw.nets.toml import load_toml
 from pyhtpw.recipes import RECIPES, Recipe
 
 EXTERNAL = "external"  # as net: the model is made elsewhere, see `pyhtpw.experiment.external`
+FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "auc")  # that comparisons may be about: more is better
+VEB_FIGURES = ("veb_f1", "veb_sensitivity", "veb_ppv")  # on aami
 MIN_SEEDS = 3  # of a comparison
 
 
@@ -211,6 +213,10 @@ def load_plan(path: Path) -> Plan:
     for name in names:
         if names.count(name) > 1 or not name or any(c in name for c in "/:\\ "):
             raise ConfigError(f"{path}: model name {name!r} is given twice, empty, or has one of '/:\\ ' or a space in it")
+    known = (*FIGURES, *(VEB_FIGURES if plan.protocol.partition(":")[0] == "aami" else ()))
+    for figure in (plan.figure, *(each.figure for each in compare if each.figure)):
+        if figure not in known:
+            raise ConfigError(f"{path}: figure {figure!r} is not one that this protocol compares: choose {', '.join(known)}")
     for each in compare:
         for name in (*each.first, *each.second):
             model = plan.model(name)
