@@ -140,13 +140,17 @@ class Plan:
     def configuration(self, model: Model, seed: int) -> dict[str, Any]:
         """What decides a run's result besides code and machine; its hash names the run in the test log."""
         made = self.recipe(model)
-        return {
+        found = {
             "plan": self.name, "model": model.name, "seed": seed, "data": self.data, "protocol": self.protocol,
-            "data_options": self.data_options, "data_seed": self.data_seed, "net": made.net, "net_options": made.net_options,
-            "train": made.train, "median": made.median, "pack": model.pack, "teacher": model.teacher,
+            "net": made.net, "net_options": made.net_options, "train": made.train, "median": made.median,
+        }  # fmt: skip
+        optional = {
+            "data_options": self.data_options, "data_seed": self.data_seed, "pack": model.pack, "teacher": model.teacher,
             "teacher_seed": model.teacher_seed, "start": model.start, "freeze": model.freeze, "prune": model.prune, "ema": model.ema,
             "calibrate": model.calibrate,
         }  # fmt: skip
+        # What is not asked for is left out, so that an entry that later versions have does not change the hash of earlier results.
+        return {**found, **{name: value for name, value in optional.items() if value}}
 
     def config_sha256(self, model: Model, seed: int) -> str:
         """Hash of `configuration`."""
