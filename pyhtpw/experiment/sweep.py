@@ -220,10 +220,11 @@ def open_study(sweep: Sweep, storage: str) -> Any:
     """
     optuna = _optuna()
     try:
-        study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, directions=DIRECTIONS,
-                                    sampler=optuna.samplers.TPESampler(seed=sweep.seed, multivariate=True, constant_liar=True))
+        study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, directions=DIRECTIONS)
     except Exception as error:  # whatever the database's driver raises
         raise ConfigError(f"{storage}: cannot be opened as a study ({str(error).splitlines()[0]}): give another --storage") from error
+    # Another seed each time it is taken up: the same one would draw the first trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=sweep.seed + len(study.get_trials(deepcopy=False)), constant_liar=True)
     if study.user_attrs.get("sweep", sweep.key) != sweep.key:
         raise ConfigError(f"{storage}: holds a sweep {sweep.name!r} with another declaration: rename one of them")
     study.set_user_attr("sweep", sweep.key)

@@ -314,7 +314,11 @@ def draw(found: dict[str, Any], figure: str) -> Any:
         axes.plot(*zip(*line, strict=True), "-", color=GREEN, linewidth=1, label="Pareto front", zorder=0)
         axes.set(xscale="log", xlabel="whole image, bytes", ylabel=f"{figure.replace('_', ' ')} on test",
                  title=found["title"] + (" (synthetic data)" if found["synthetic"] else ""))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        low, high = min(x for x, _ in points), max(x for x, _ in points)
+        ticks = [2**k for k in range(6, 24) if low / 2 <= 2**k <= 2 * high]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(low / 1.3, high * 1.6)
         axes.legend(loc="lower right")
         return plot
 
