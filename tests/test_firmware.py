@@ -86,6 +86,17 @@ def test_a_code_pack_survives_a_power_cut_and_a_reset(cut, resets):
 
 
 @needs_tools
+@pytest.mark.parametrize("cut", [0, 4])
+def test_streaming_kernels_to_flash_resumes_after_a_power_cut(small, cut):
+    x = sample_windows(small, 2)
+    built = firmware.build(firmware.board_named("mps3-an547"), small, "streamed", GCC)
+    done = session.run(built, x, cut=cut, keep=True)
+    assert done.resets == ["power failed, reset"] and list(done.logits) == [1]
+    assert np.array_equal(done.logits[1], small.run_batch(x))
+    assert done.store == session.installed(built, small), "the store is what it is without a cut"
+
+
+@needs_tools
 def test_a_difference_is_found(small, monkeypatch):
     """The comparison can fail: a board whose logits are changed by one is reported, with its place."""
     true_run = session.run

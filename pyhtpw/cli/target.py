@@ -77,6 +77,8 @@ def run(
         except OSError as error:
             raise ConfigError(f"{codes}: cannot read the code pack ({error.strerror})") from error
     rows = on.matrix(opened, x, names, on.schedules(schedule), settings, pack=pack, cut=cut, seconds=timeout)
+    if all(row.refused is not None for row in rows):
+        raise ConfigError("; ".join(dict.fromkeys(row.refused for row in rows)))
     differ = sum(row.differ for row in rows)
     if as_json:
         emit({"image": str(image), "input": what, "opt": opt, "compiler": compiler, "float": float_abi,
@@ -86,9 +88,6 @@ def run(
         for row in rows:
             print(row.text())
         print(f"{sum(row.compared for row in rows):,} bytes compared, {differ} differ")
-    ran = [row for row in rows if row.refused is None]
-    if not ran:
-        raise ConfigError(rows[0].refused)
     raise typer.Exit(1 if differ else 0)
 
 

@@ -119,6 +119,11 @@ class Library:
         """The archive."""
         return self.folder / "libhtpw.a"
 
+    @property
+    def backend(self) -> str:
+        """Name of the backend that it chooses for itself."""
+        return (self.folder / "backend").read_text()
+
 
 @dataclass(frozen=True)
 class Firmware:
@@ -154,24 +159,6 @@ class Firmware:
     def arena(self) -> int:
         """Bytes of the arena that its schedule needs."""
         return {"streamed": self.plan.streamed_arena, "installed": self.plan.installed_arena}.get(self.schedule, self.plan.arena)
-
-
-def backend_of(board: Board, settings: Settings) -> str:
-    """Name of the backend that the library chooses for itself on a board."""
-    if settings.peer is not None:
-        return "cmsis_nn"
-    helium = board.cpu == "cortex-m55" and settings.float_abi != "soft"
-    if helium:
-        order = ("armv81m_mve",)
-    elif board.cpu in ("cortex-m0", "cortex-m3"):
-        order = ("thumb",)
-    else:
-        order = ("armv7em_dsp",)
-    off = {d.partition("=")[0] for d in settings.defines}
-    if order == ("armv7em_dsp",) and "HTPW_CONFIG_CACHE_WIDE" in off:
-        order = ("armv7em_dsp_wide",)
-    named = "HTPW_CONFIG_NO_" + order[0].removesuffix("_wide").upper()
-    return order[0] if named not in off else "portable"
 
 
 def _core(board: Board, settings: Settings) -> tuple[toolchain.Cpu, str, tuple[str, ...]]:
@@ -217,14 +204,27 @@ def library(board: Board, settings: Settings) -> Library:
     if settings.peer is not None:
         flags += ["-DHTPW_CONFIG_CMSIS_NN", f"-isystem{settings.peer[0]}"]
     files = [*toolchain.sources(), toolchain.HERE / "runtime.c"]
-    key = toolchain._fingerprint([core.name, *tool.command, *flags], tool, files)
+    key = toolchain._fingerprint(["2", core.name, *tool.command, *flags], tool, files)
     final = toolchain.cache_folder() / f"lib-{core.name}-{tool.kind}{settings.opt}-{abi}-{key}"
     if not (final / "libhtpw.a").exists():
         with _scratch(final) as scratch:
             objects = _compile(tool, flags, files, scratch)
             _call([*_archiver(tool), "rcs", "libhtpw.a", *objects], scratch, "libhtpw.a")
+            Path(scratch, "backend").write_text(_backend(tool, flags, scratch))
             _keep(scratch, final)
     return Library(final, tool, tuple(flags))
+
+
+def _backend(tool: toolchain.Compiler, flags: Sequence[str], folder: str) -> str:
+    """The backend that a library with these flags is best with: the first of htpw_backend_best whose macro its headers define."""
+    probe = Path(folder, "probe.c")
+    headers = sorted(str(path.relative_to(toolchain.CSRC)) for path in toolchain.CSRC.glob("backends/*/*.h"))
+    probe.write_text("".join(f'#include "{name}"\n' for name in headers))
+    _call([*tool.command, *flags, "-E", "-dM", str(probe), "-o", str(Path(folder, "macros"))], toolchain.ROOT, "the choice of a backend")
+    macros = set(re.findall(r"#define (\w+)", Path(folder, "macros").read_text()))
+    wide = "_wide" if "HTPW_CONFIG_CACHE_WIDE" in macros else ""
+    order = {"CMSIS_NN": "cmsis_nn", "ARMV81M_MVE": "armv81m_mve", "ARMV7EM_DSP": f"armv7em_dsp{wide}", "THUMB": "thumb"}
+    return next((name for macro, name in order.items() if f"HTPW_HAS_{macro}" in macros), "portable")
 
 
 def _scratch(final: Path) -> tempfile.TemporaryDirectory:
@@ -324,7 +324,7 @@ def build(
     if schedule not in SCHEDULES:
         raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     lib_built = library(board, settings)
-    backend = backend_of(board, settings)
+    backend = lib_built.backend
     plan = image.plan(backend)
     config = _config(image, schedule, backend, plan, pack)
     config += "".join(f"#define APP_{name} ({value})\n" for name, value in sizes.items())
