@@ -29,7 +29,7 @@ def measure(image: Image, code: str, opt: str, compiler: str) -> dict[str, Any]:
     """One build: bytes by symbol, and instructions of open, boot synthesis and inference."""
     macros = () if code == "whole" else c.macros(image, code=code)
     elf = toolchain.build(CPU, opt=opt, compiler=compiler, roots=toolchain.API, defines=macros)
-    window = np.random.default_rng(1).integers(-128, 128, image.plan.input).astype(np.int8)
+    window = np.random.default_rng(1).integers(-128, 128, image.plan().input).astype(np.int8)
     with Emulator(CPU, opt=opt, compiler=compiler, defines=macros) as emulator:
         target = TargetModel(emulator, image.data, image.name, "boot")
         made, expected = target.kernels(), image.kernels()

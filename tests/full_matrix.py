@@ -120,8 +120,8 @@ def distributions() -> str:
             "from pyhtpw.compare import trace, differences;"
             "assert not differences(image, trace(image, x, 'numpy'), trace(image, x)); image.run_batch(x, threads=2)"
         )
-        command(str(python), "-c", check, image, cwd=folder)
-        done = subprocess.run([folder / "venv/bin/pyhtpw"], capture_output=True, text=True, cwd=folder)
+        command(str(python), "-c", check, image, cwd=folder, PYTHONPATH="")
+        done = subprocess.run([folder / "venv/bin/pyhtpw"], capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": ""})
         if done.returncode != 2 or "pip install 'pyhtpw[cli]'" not in done.stderr:
             raise Failed(f"pyhtpw without its extra: {done.returncode} {done.stderr.strip()}")
         return f"{archive} ({(folder / archive).stat().st_size:,} B), {wheel.name} ({wheel.stat().st_size:,} B)"

@@ -52,7 +52,7 @@ def build(compiler: list[str], folder: Path, main: str) -> Path:
 def test_a_program_of_the_pair_gives_the_logits(image, tmp_path):
     c.export_c(image, tmp_path / "network.c", code="small")
     program = build(_native_build.compiler(), tmp_path, MAIN)
-    for window in np.random.default_rng(6).integers(-128, 128, (3, image.plan.input)).astype(np.int8):
+    for window in np.random.default_rng(6).integers(-128, 128, (3, image.plan().input)).astype(np.int8):
         done = subprocess.run([program], input=window.tobytes(), capture_output=True)
         assert done.returncode == 0 and np.array_equal(np.frombuffer(done.stdout, np.int8), image.run(window))
 
@@ -81,10 +81,10 @@ def test_the_constants_are_those_of_the_plan(image, tmp_path):
     told = {name: int(value) for name, value in re.findall(r"^#define (\w+) (-?\d+)", header.read_text(), re.M)}
     assert told["NETWORK_IMAGE_BYTES"] == len(image.data)
     for backend in _native.BACKENDS:
-        plan = image.plan_for(backend)
+        plan = image.plan(backend)
         for what in ("arena", "cache", "streamed_arena", "installed_arena"):
             assert told[f"NETWORK_{what.upper()}_BYTES_{backend.upper()}"] == getattr(plan, what)
-    assert told["NETWORK_ARENA_BYTES"] == max(image.plan_for(name).arena for name in c.MCU)
+    assert told["NETWORK_ARENA_BYTES"] == max(image.plan(name).arena for name in c.MCU)
     switches = {name[10:]: bool(value) for name, value in told.items() if name.startswith("HTPW_WITH_")}
     assert switches == c.switches(image, ["HOOK"]) and switches["HOOK"] and not switches["ATTEND"]
     values = re.search(r"_image\[\w+\] = \{(.+?)\}", (tmp_path / "network.c").read_text(), re.S)[1]
