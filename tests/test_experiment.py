@@ -208,6 +208,7 @@ def test_tables_come_from_the_files(ran, tmp_path):
     text = files[1].read_text()
     assert "Synthetic data" in text and "OVER BUDGET" in text and "small against stored (primary)" in text
     assert "Evaluations of test for this plan, all told: 15." in text
+    assert "- small, averaged weights with their own t*" in text and "- small, calibrated on validation" in text
     again = tables.write(plan, where)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files]
 
