@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyhtpw.data import Dataset
+from pyhtpw.data.hrv import for_network
 from pyhtpw.errors import ConfigError, HtpwError
 from pyhtpw.experiment.plan import EXTERNAL, Model, Plan, load_plan
 from pyhtpw.experiment.runner import Folders, done, load_dataset, run_one
@@ -64,7 +65,7 @@ def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | 
                "budget": model.budget, "image_bytes": None, "hours": None}
         if data is not None:
             if model.name not in costs:
-                costs[model.name] = estimate(_without_teacher(plan, model), data, seed=seed)
+                costs[model.name] = estimate(_without_teacher(plan, model), for_network(model.net, data), seed=seed)
             row["image_bytes"] = costs[model.name].image_bytes
             row["hours"] = 0.0 if trained else round(costs[model.name].hours, 3)
         rows.append(row)
