@@ -65,7 +65,8 @@ def main() -> int:
         for name, size in row["symbols"].items() if options.symbols else ():
             print(f"    {size:>6} {name}")
     if options.json:
-        options.json.write_text(json.dumps({"cpu": CPU, "image": options.image.name, "image_bytes": len(image.data), "rows": rows}, indent=1) + "\n")
+        report = {"cpu": CPU, "image": options.image.name, "image_bytes": len(image.data), "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

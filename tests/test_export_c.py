@@ -62,7 +62,8 @@ def test_the_pair_links_for_a_cortex_m4(image, tmp_path):
         pytest.skip("NOT RUN: arm-none-eabi-gcc is missing")
     c.export_c(image, tmp_path / "network.c", code="compact")
     flags = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-ffreestanding", "-nostdlib", "-Wl,-e,main"]
-    main = '#include "network.h"\nint main(void) { int8_t y[NETWORK_OUTPUT_BYTES]; return network_example((const int8_t *)network_image, y); }\n'
+    call = "int8_t y[NETWORK_OUTPUT_BYTES]; return network_example((const int8_t *)network_image, y);"
+    main = f'#include "network.h"\nint main(void) {{ {call} }}\n'
     build([*flags, str(ROOT / "pyhtpw/target/runtime.c")], tmp_path, main)
 
 
