@@ -204,7 +204,7 @@ def library(board: Board, settings: Settings) -> Library:
     if settings.peer is not None:
         flags += ["-DHTPW_CONFIG_CMSIS_NN", f"-isystem{settings.peer[0]}"]
     files = [*toolchain.sources(), toolchain.HERE / "runtime.c"]
-    key = toolchain._fingerprint(["2", core.name, *tool.command, *flags], tool, files)
+    key = toolchain._fingerprint(["with the name of its backend", core.name, *tool.command, *flags], tool, files)
     final = toolchain.cache_folder() / f"lib-{core.name}-{tool.kind}{settings.opt}-{abi}-{key}"
     if not (final / "libhtpw.a").exists():
         with _scratch(final) as scratch:
