@@ -264,6 +264,25 @@ def network_beside_cmsis_nn() -> str:
     return "; ".join(line for line in out.splitlines() if line.startswith("cortex"))
 
 
+def monitored(record: str) -> str:
+    """A whole record through the ECG monitor on the emulated Cortex-M4, decision for decision."""
+    from pyhtpw.errors import DataError, MissingToolError
+    from pyhtpw.model import Image
+    from pyhtpw.target import firmware, monitor
+
+    if not os.environ.get("HTPW_DATA"):
+        raise NotRun("HTPW_DATA is not set: set it to a folder with MIT-BIH records")
+    try:
+        x = monitor.record(Path(os.environ["HTPW_DATA"]), record)
+        image = Image.open(ROOT / "results" / "mitdb-first.htpw")
+        found = monitor.run(image, firmware.board_named("mps2-an386"), firmware.Settings(), x)
+    except (MissingToolError, DataError) as error:
+        raise NotRun(str(error)) from error
+    if found["differ"]:
+        raise Failed(found["first"] or "not as many decisions")
+    return f"{found['decisions']} decisions, 0 differ"
+
+
 def rows(deep: bool):
     """(name, function) of every row."""
     data = os.environ.get("HTPW_DATA")
@@ -320,6 +339,7 @@ def rows(deep: bool):
                 for abi in abis:
                     yield f"firmware {board} {compiler} {opt} {abi}", lambda b=board, c=compiler, o=opt, a=abi: firmware_on(b, c, o, a)
     yield "whole network beside CMSIS-NN", network_beside_cmsis_nn
+    yield "ECG monitor, record 200 on cortex-m4", lambda: monitored("200")
     from test_backends_off import OFF
 
     for cpu, backend in OFF.items():

@@ -162,6 +162,18 @@ def test_the_report_accounts_for_every_byte(small, tmp_path):
 
 
 @needs_tools
+def test_firmware_without_the_self_test_is_smaller_and_the_same(small):
+    from dataclasses import replace
+
+    (row,) = boards.matrix(small, sample_windows(small, 2), ["mps2-an386"], ["boot"], replace(GCC, selftest=False))
+    assert row.differ == 0 and row.refused is None
+    with_it, without = (measure.flash(firmware.build(firmware.board_named("mps2-an386"), small, "boot", replace(GCC, selftest=on)))
+                        for on in (True, False))
+    assert "self-test" in with_it["library_code"] and "self-test" not in without["library_code"]
+    assert without["total"] < with_it["total"] - 2000
+
+
+@needs_tools
 def test_stack_bounds_are_of_the_real_call_graph(every):
     built = firmware.build(firmware.board_named("mps2-an386"), every, "lazy", GCC)
     bounds = stack.Bounds(built)
@@ -295,6 +307,8 @@ def test_options_that_make_no_sense(small):
         firmware.build(firmware.board_named("mps2-an385"), small, "boot", Settings(compiler="gcc", float_abi="hard"))
     with pytest.raises(ConfigError, match="unknown float ABI"):
         firmware.build(firmware.board_named("mps2-an386"), small, "boot", Settings(float_abi="medium"))
+    with pytest.raises(ConfigError, match="not a macro"):
+        firmware.build(firmware.board_named("mps2-an386"), small, "boot", Settings(defines=("-O0",)))
     with pytest.raises(ConfigError, match="unknown optimisation"):
         firmware.build(firmware.board_named("mps2-an386"), small, "boot", Settings(opt="-Ofast"))
     with pytest.raises(ConfigError, match="two windows"):

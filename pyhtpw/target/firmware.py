@@ -95,6 +95,8 @@ class Settings:
         "soft", "hard", or "auto": hard where Helium needs it, else soft.
     defines : tuple of str
         Macros for the library, NAME or NAME=value.
+    selftest : bool
+        Whether the firmware contains the library's self-test, which needs every part of the library.
     peer : tuple of Path or None
         Folder of headers and library of a CMSIS-NN of the user's own, for the cmsis_nn backend.
     """
@@ -103,6 +105,7 @@ class Settings:
     compiler: str = "auto"
     float_abi: str = "auto"
     defines: tuple[str, ...] = ()
+    selftest: bool = True
     peer: tuple[Path, Path] | None = None
 
 
@@ -197,6 +200,9 @@ def library(board: Board, settings: Settings) -> Library:
     """
     if not re.fullmatch(r"-O[0123sz]", settings.opt):
         raise ConfigError(f"unknown optimisation {settings.opt!r}: use -O0, -O1, -O2, -O3, -Os or -Oz")
+    for define in settings.defines:
+        if not re.fullmatch(r"[A-Za-z_]\w*(=\w*)?", define):
+            raise ConfigError(f"{define!r} is not a macro: use NAME or NAME=value")
     core, abi, fpu = _core(board, settings)
     tool = toolchain.find_compiler(settings.compiler)
     flags = [*_target(tool, core, abi, fpu), settings.opt, *toolchain.COMPILE, "-fstack-usage", "-Icsrc"]
@@ -204,7 +210,7 @@ def library(board: Board, settings: Settings) -> Library:
     if settings.peer is not None:
         flags += ["-DHTPW_CONFIG_CMSIS_NN", f"-isystem{settings.peer[0]}"]
     files = [*toolchain.sources(), toolchain.HERE / "runtime.c"]
-    key = toolchain._fingerprint(["2", core.name, *tool.command, *flags], tool, files)
+    key = toolchain._fingerprint(["with the name of its backend", core.name, *tool.command, *flags], tool, files)
     final = toolchain.cache_folder() / f"lib-{core.name}-{tool.kind}{settings.opt}-{abi}-{key}"
     if not (final / "libhtpw.a").exists():
         with _scratch(final) as scratch:
@@ -326,7 +332,7 @@ def build(
     lib_built = library(board, settings)
     backend = lib_built.backend
     plan = image.plan(backend)
-    config = _config(image, schedule, backend, plan, pack)
+    config = _config(image, schedule, backend, plan, pack) + f"#define APP_SELFTEST {int(settings.selftest)}\n"
     config += "".join(f"#define APP_{name} ({value})\n" for name, value in sizes.items())
     if stack is None:
         stack = STACKS.get(board.name, STACK)
