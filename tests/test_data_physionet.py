@@ -100,7 +100,7 @@ def test_apnea_records(apnea: Path, tmp_path: Path) -> None:
         (apnea / f"{name}.dat").unlink()  # not read by this protocol
     data = read("apnea-ecg", apnea, tmp_path, window=600)
     records = data.description["records"]
-    assert sorted(sum(records.values(), [])) == list(apnea_ecg.LEARNING)
+    assert sorted(name for part in records.values() for name in part) == list(apnea_ecg.LEARNING)
     assert [len(records[part]) for part in ("train", "val", "test")] == [27, 4, 4]
     for part in records:
         assert {apnea_labels(name) == "NNNN" for name in records[part]} == {True, False}

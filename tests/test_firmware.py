@@ -126,7 +126,7 @@ def test_steady_state_is_the_same_by_every_schedule_to_the_instruction(small):
 @needs_tools
 def test_layers_add_up_to_the_inference(small):
     built, done = counted(small, "mps3-an547", "boot")
-    counts, costs_, layers = measure.counted(small, built, done)
+    counts, _, layers = measure.counted(small, built, done)
     assert [row["name"] for row in counts["layers"]] == [op.name for op in small.parsed.ops] + ["start and end"]
     assert sum(row["instructions"] for row in counts["layers"]) == counts["phases"]["inference"]["instructions"]
     assert sum(counts["phases"]["inference"]["classes"].values()) == counts["phases"]["inference"]["instructions"]

@@ -30,6 +30,7 @@ the published one too, may have a person on two sides. ``description["warnings"]
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -349,7 +350,7 @@ def _build(entry: Path, folder: Path, protocol: str, window: int, context: int,
         for name in names:
             beats = beat_times(folder, name)
             edges = np.searchsorted(beats, np.arange(kept[name].size + 1) * 60.0)
-            rows[name] = np.array([beat_features(beats[a:b], LEAST_INTERVALS) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+            rows[name] = np.array([beat_features(beats[a:b], LEAST_INTERVALS) for a, b in itertools.pairwise(edges)])
             told(name)
         train = np.concatenate([rows[name] for name in parts["train"]])
         if np.isnan(train).all():

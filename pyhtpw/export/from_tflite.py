@@ -318,7 +318,7 @@ class _Import:
         axes = self._constant(op, op.inputs[1] if len(op.inputs) > 1 else -1, "int32", 1)
         rank = len(x.shape)
         found = {int(a) % rank for a in axes.data}
-        if not (found == {1, 2} and rank == 4 or found == {1} and rank == 3):
+        if not ((found == {1, 2} and rank == 4) or (found == {1} and rank == 3)):
             self.problems.append(f"{self._label(op)} is not over rows and columns, but dimensions {sorted(found)}")
             return
         out, window = self._int8(op.outputs[0]), (shape.h, shape.w)

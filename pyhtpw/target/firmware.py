@@ -297,7 +297,7 @@ def build(
     board: Board,
     image: Image,
     schedule: str = "boot",
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    settings: Settings = Settings(),
     *,
     pack: bytes | None = None,
     stack: int | None = None,

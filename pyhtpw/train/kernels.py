@@ -293,7 +293,7 @@ def _tap_tiles(w, stride, backwards):
 @_serial
 def _depthwise_run(x, w, y, stride, left):
     """y (n,O,C) = depthwise convolution of x (n,T,C) with w (K,C)."""
-    windows, steps, channels = x.shape
+    windows, _, channels = x.shape
     outs = y.shape[1]
     planes = np.empty((stride, outs + (w.shape[0] - 1) // stride, channels), x.dtype)
     tiles, counts = _tap_tiles(w, stride, False)

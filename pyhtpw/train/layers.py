@@ -98,7 +98,7 @@ class Convolution(Layer):
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,I); the kernel's gradient is summed over the runs in their order."""
         node, x = self.node, self._x
-        windows, outs, channels = dy.shape
+        windows, outs, _ = dy.shape
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
         cols = self._columns(windows, outs, x.shape[2])
         dw_runs = self._lend(K.chunk_count(windows), *weight.shape)
