@@ -475,11 +475,12 @@ class Context:
         return out
 
     def _run_many(self, taken: Any, x: Int8, out: Int8) -> None:
-        """Windows (N, samples), without coming back to Python in between; `taken`, size_t *, counts those that some thread has taken."""
+        """Windows (N, ...) to outputs (N, ...), without coming back to Python in between; `taken`, size_t *, counts those that some
+        thread has taken."""
         if self._batch is None:
             self._batch = _native.aligned(_WINDOWS * self.plan.arena)
         arena = ffi.cast("void *", self._batch.ctypes.data)
-        memory = _native.int8_pointer(x), self.plan.input, _native.int8_pointer(out), self.plan.output
+        memory = _native.int8_pointer(x), x.strides[0], _native.int8_pointer(out), out.strides[0]
         _native.check(lib.pyhtpw_run_many(self._context, arena, _WINDOWS, taken, len(x), *memory), self.image.name)
 
     def run_partial(self, window: Int8, out: Int8, layers: int = 1) -> int:
