@@ -56,7 +56,8 @@ static void conv1x1_s4(int32_t rows, int32_t in_c, int32_t out_c, const struct h
     TIMED(real->conv1x1_s4(rows, in_c, out_c, q, in_offset, x, w, bias, scratch, y));
 }
 
-/* Runs `count` windows, `most` at a time in an arena for so many; with `kernels` not NULL the seconds spent in kernels are put there. Returns all seconds, or an error. */
+/* Runs `count` windows, `most` at a time in an arena for so many; with `kernels` not NULL the seconds spent in kernels are
+ * put there. Returns all seconds, or an error. */
 double simulate(struct htpw_context *ctx, void *arena, size_t most, size_t count, const int8_t *x, size_t in, int8_t *y,
                 size_t out, double *kernels) {
     struct htpw_backend timed;

@@ -30,7 +30,7 @@
 #define HTPW_SMALL 0
 #endif
 
-/* For hosts: htpw_run_batch of htpw_internal.h. Without it the number of windows is the constant 1, and nothing of it is left. */
+/* For hosts: htpw_run_batch of htpw_internal.h. Without it the number of windows is the constant 1, and nothing is left of it. */
 #ifdef HTPW_CONFIG_BATCH
 #define HTPW_BATCH(windows) (windows)
 #else

@@ -142,7 +142,8 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
     const struct htpw_requant q = {words,           words + op->quant.count, op->quant.count != 1 || op->out.c == 1,
                                    op->out.zero_point, op->act_min,          op->act_max};
     const int32_t offset = -op->in.zero_point;
-    const int32_t rows = (int32_t)HTPW_BATCH(op->window.n) * (op->kind == HTPW_OP_FC ? 1 : (int32_t)op->in.h * op->in.w);
+    const int32_t cells = op->kind == HTPW_OP_FC ? 1 : (int32_t)op->in.h * op->in.w;
+    const int32_t rows = (int32_t)HTPW_BATCH(op->window.n) * cells; /* of conv1x1, and of fc */
     const int32_t in_c = (int32_t)op->products, out_c = op->out.c;
     scratch += htpw_op_quant_bytes(op);
     const int is_narrow = HTPW_WITH(NARROW) && op->is_narrow;
@@ -232,10 +233,10 @@ static int htpw_run_op(struct htpw_context *ctx, const struct htpw_op *op, int8_
     return HTPW_OK;
 }
 
-/* Operators first .. end - 1 of one window, whose tensors lie in the arena; in a build with HTPW_CONFIG_BATCH of some, tensor
- * after tensor. Returns how many are left, or an error. */
-static int htpw_run_some(struct htpw_context *ctx, uint32_t windows, const int8_t *input, int8_t *logits, uint32_t first,
-                         uint32_t end) {
+/* Operators first .. end - 1 of one window, whose tensors lie in the arena; in a build with HTPW_CONFIG_BATCH of some,
+ * tensor after tensor. Returns how many are left, or an error. */
+static int htpw_run_some(struct htpw_context *ctx, uint32_t windows, const int8_t *input, int8_t *logits,
+                         uint32_t first, uint32_t end) {
     const struct htpw_model *model = ctx->model;
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -297,7 +298,8 @@ int htpw_run_batch(struct htpw_context *ctx, void *arena, uint32_t windows, cons
     if (ctx->done != 0) {
         return HTPW_ERR_RESUME;
     }
-    for (uint32_t layer = 0; layer < ctx->model->cached_count; layer++) { /* HTPW_LAZY makes them in the context's own arena */
+    /* HTPW_LAZY makes kernels in the context's own arena */
+    for (uint32_t layer = 0; layer < ctx->model->cached_count; layer++) {
         const int error = ctx->cache == NULL || htpw_is_ready(ctx, layer) ? HTPW_OK : htpw_make_layer(ctx, layer);
         if (error != HTPW_OK) {
             return error;
