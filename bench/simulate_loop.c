@@ -1,7 +1,7 @@
 /* simulate_loop.c - what bench/simulate.py times: whole windows, and how much of that is spent in kernels. Built by that script. */
 #include <time.h>
 
-#include "backends/htpw_backend.h"
+#include "htpw_internal.h"
 
 static const struct htpw_backend *real; /* whose kernels run */
 static double in_kernels;               /* seconds */
@@ -56,8 +56,10 @@ static void conv1x1_s4(int32_t rows, int32_t in_c, int32_t out_c, const struct h
     TIMED(real->conv1x1_s4(rows, in_c, out_c, q, in_offset, x, w, bias, scratch, y));
 }
 
-/* Runs `count` windows; with `kernels` not NULL the seconds spent in kernels are put there. Returns all seconds, or an error. */
-double simulate(struct htpw_context *ctx, size_t count, const int8_t *x, size_t in, int8_t *y, size_t out, double *kernels) {
+/* Runs `count` windows, `most` at a time in an arena for so many; with `kernels` not NULL the seconds spent in kernels are
+ * put there. Returns all seconds, or an error. */
+double simulate(struct htpw_context *ctx, void *arena, size_t most, size_t count, const int8_t *x, size_t in, int8_t *y,
+                size_t out, double *kernels) {
     struct htpw_backend timed;
     const struct htpw_backend *before = ctx->backend;
     double start;
@@ -77,8 +79,8 @@ double simulate(struct htpw_context *ctx, size_t count, const int8_t *x, size_t 
         ctx->backend = &timed;
     }
     start = seconds();
-    for (size_t i = 0; i < count && error == 0; i++) {
-        error = htpw_run(ctx, x + i * in, in, y + i * out, out);
+    for (size_t i = 0; i < count && error == 0; i += most) {
+        error = htpw_run_batch(ctx, arena, (uint32_t)(count - i < most ? count - i : most), x + i * in, y + i * out);
     }
     start = seconds() - start;
     ctx->backend = before;

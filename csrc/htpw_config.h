@@ -30,6 +30,13 @@
 #define HTPW_SMALL 0
 #endif
 
+/* For hosts: htpw_run_batch of htpw_internal.h. Without it the number of windows is the constant 1, and nothing is left of it. */
+#ifdef HTPW_CONFIG_BATCH
+#define HTPW_BATCH(windows) (windows)
+#else
+#define HTPW_BATCH(windows) ((void)(windows), 1u)
+#endif
+
 /* What is run once, or seldom, is made small where the rest is made fast. */
 #if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define HTPW_COLD __attribute__((cold, noinline))

@@ -352,6 +352,12 @@ int htpw_plan(const struct htpw_model *model, int backend, enum htpw_walk walk, 
 int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
                      enum htpw_walk walk, struct htpw_plan *plan);
 
+#ifdef HTPW_CONFIG_BATCH
+/* As htpw_run for `windows` windows and logits, one after the other, of which each operator does all at once: it is decoded and
+ * made ready once. `arena` has the planned arena_bytes for each window. Errors: those of htpw_run. */
+int htpw_run_batch(struct htpw_context *ctx, void *arena, uint32_t windows, const int8_t *input, int8_t *logits);
+#endif
+
 /* Walks to cached operator `layer`. Errors: ARGUMENT if there is none. */
 int htpw_cached_op(const struct htpw_model *model, const struct htpw_backend_rule *rule, enum htpw_walk walk,
                    uint32_t layer, struct htpw_op *op);

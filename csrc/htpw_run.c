@@ -142,7 +142,8 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
     const struct htpw_requant q = {words,           words + op->quant.count, op->quant.count != 1 || op->out.c == 1,
                                    op->out.zero_point, op->act_min,          op->act_max};
     const int32_t offset = -op->in.zero_point;
-    const int32_t rows = op->kind == HTPW_OP_FC ? 1 : (int32_t)op->in.h * op->in.w; /* of conv1x1, and of fc */
+    const int32_t cells = op->kind == HTPW_OP_FC ? 1 : (int32_t)op->in.h * op->in.w;
+    const int32_t rows = (int32_t)HTPW_BATCH(op->window.n) * cells; /* of conv1x1, and of fc */
     const int32_t in_c = (int32_t)op->products, out_c = op->out.c;
     scratch += htpw_op_quant_bytes(op);
     const int is_narrow = HTPW_WITH(NARROW) && op->is_narrow;
@@ -170,8 +171,13 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
     return HTPW_OK;
 }
 
+/* Elements of the output, of all windows. */
+static uint32_t htpw_run_size(const struct htpw_op *op) {
+    return (uint32_t)HTPW_BATCH(op->window.n) * htpw_tensor_size(&op->out);
+}
+
 static void htpw_run_table(const struct htpw_op *op, const int8_t *x, int8_t *y) {
-    const uint32_t n = htpw_tensor_size(&op->out);
+    const uint32_t n = htpw_run_size(op);
     htpw_table_s8_ref(n, (const int8_t *)op->table, x, y);
     htpw_clamp_s8_ref(n, op->act_min, op->act_max, y, y);
 }
@@ -179,8 +185,10 @@ static void htpw_run_table(const struct htpw_op *op, const int8_t *x, int8_t *y)
 /* The element-wise kernel, with a second input of one value for each channel at every position anew. */
 static void htpw_run_mul(const struct htpw_op *op, const int8_t *x, const int8_t *second, int8_t *y) {
     const uint32_t n = htpw_tensor_size(&op->out), step = op->is_broadcast ? op->out.c : n;
-    for (uint32_t i = 0; i < n; i += step) {
-        htpw_mul_s8_ref(step, &op->scalars, x + i, second, y + i);
+    for (int32_t window = 0; window < (int32_t)HTPW_BATCH(op->window.n); window++, x += n, second += step, y += n) {
+        for (uint32_t i = 0; i < n; i += step) {
+            htpw_mul_s8_ref(step, &op->scalars, x + i, second, y + i);
+        }
     }
 }
 
@@ -205,7 +213,7 @@ static int htpw_run_op(struct htpw_context *ctx, const struct htpw_op *op, int8_
     uint8_t *scratch = (uint8_t *)slot[HTPW_SLOTS];
     int8_t *y = slot[op->slot_out];
     if (htpw_op_is(op, ADD)) {
-        ctx->backend->add(htpw_tensor_size(&op->out), &op->scalars, x, second, y);
+        ctx->backend->add(htpw_run_size(op), &op->scalars, x, second, y);
     } else if (htpw_op_is(op, AVGPOOL)) {
         ctx->backend->avgpool(&op->window, op->act_min, op->act_max, x, y);
     } else if (htpw_op_is(op, MAXPOOL)) {
@@ -215,15 +223,20 @@ static int htpw_run_op(struct htpw_context *ctx, const struct htpw_op *op, int8_
     } else if (htpw_op_is(op, MUL)) {
         htpw_run_mul(op, x, second, y);
     } else if (htpw_op_is(op, ATTEND)) {
-        htpw_run_attend(op, x, second, (int8_t *)scratch, y);
+        const uint32_t n = htpw_tensor_size(&op->in), positions = n / op->in.c;
+        for (int32_t i = 0; i < (int32_t)HTPW_BATCH(op->window.n); i++, x += n, second += positions, y += op->out.c) {
+            htpw_run_attend(op, x, second, (int8_t *)scratch, y);
+        }
     } else {
         return htpw_run_linear(ctx, op, scratch, x, y);
     }
     return HTPW_OK;
 }
 
-/* Operators first .. end - 1 of one window, whose tensors lie in the arena. Returns how many are left, or an error. */
-static int htpw_run_some(struct htpw_context *ctx, const int8_t *input, int8_t *logits, uint32_t first, uint32_t end) {
+/* Operators first .. end - 1 of one window, whose tensors lie in the arena; in a build with HTPW_CONFIG_BATCH of some,
+ * tensor after tensor. Returns how many are left, or an error. */
+static int htpw_run_some(struct htpw_context *ctx, uint32_t windows, const int8_t *input, int8_t *logits,
+                         uint32_t first, uint32_t end) {
     const struct htpw_model *model = ctx->model;
     struct htpw_cursor cursor;
     struct htpw_op op;
@@ -232,7 +245,7 @@ static int htpw_run_some(struct htpw_context *ctx, const int8_t *input, int8_t *
     slot[0] = (int8_t *)(uintptr_t)input; /* no operator writes to it: the decoder has seen to that */
     for (int i = 1; i < HTPW_SLOTS; i++) {
         slot[i] = (int8_t *)at;
-        at += model->slot_bytes[i];
+        at += HTPW_BATCH(windows) * model->slot_bytes[i];
     }
     slot[HTPW_SLOTS] = (int8_t *)at;
     int result = htpw_cursor_start(model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_RUN, &cursor);
@@ -243,6 +256,9 @@ static int htpw_run_some(struct htpw_context *ctx, const int8_t *input, int8_t *
         if (HTPW_WITH(HOOK) && ctx->hook != NULL) {
             ctx->hook(ctx->hook_user, op.index, 0);
         }
+#ifdef HTPW_CONFIG_BATCH
+        op.window.n = (int32_t)windows;
+#endif
         result = htpw_run_op(ctx, &op, slot);
         if (HTPW_WITH(HOOK) && ctx->hook != NULL) {
             ctx->hook(ctx->hook_user, op.index, 1);
@@ -250,7 +266,7 @@ static int htpw_run_some(struct htpw_context *ctx, const int8_t *input, int8_t *
     }
     if (result >= 0 && end == model->operator_count) { /* the logits are in the slot that the last operator wrote */
         const int8_t *y = slot[op.slot_out];
-        for (uint32_t i = 0; i < model->output_bytes; i++) {
+        for (uint32_t i = 0; i < HTPW_BATCH(windows) * model->output_bytes; i++) {
             logits[i] = y[i];
         }
     }
@@ -270,8 +286,30 @@ int htpw_run(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, 
     if (HTPW_WITH(HOOK) && ctx->done != 0) {
         return HTPW_ERR_RESUME;
     }
-    return htpw_run_some(ctx, input, logits, 0, ctx->model->operator_count);
+    return htpw_run_some(ctx, 1, input, logits, 0, ctx->model->operator_count);
 }
+
+#ifdef HTPW_CONFIG_BATCH
+int htpw_run_batch(struct htpw_context *ctx, void *arena, uint32_t windows, const int8_t *input, int8_t *logits) {
+    struct htpw_context batch;
+    if (ctx == NULL || ctx->model == NULL || arena == NULL || windows == 0 || input == NULL || logits == NULL) {
+        return HTPW_ERR_ARGUMENT;
+    }
+    if (ctx->done != 0) {
+        return HTPW_ERR_RESUME;
+    }
+    /* HTPW_LAZY makes kernels in the context's own arena */
+    for (uint32_t layer = 0; layer < ctx->model->cached_count; layer++) {
+        const int error = ctx->cache == NULL || htpw_is_ready(ctx, layer) ? HTPW_OK : htpw_make_layer(ctx, layer);
+        if (error != HTPW_OK) {
+            return error;
+        }
+    }
+    batch = *ctx;
+    batch.arena = (uint8_t *)arena;
+    return htpw_run_some(&batch, windows, input, logits, 0, ctx->model->operator_count);
+}
+#endif
 
 int htpw_run_partial(struct htpw_context *ctx, const int8_t *input, size_t input_bytes, int8_t *logits,
                      size_t output_bytes, uint32_t layers) {
@@ -286,7 +324,7 @@ int htpw_run_partial(struct htpw_context *ctx, const int8_t *input, size_t input
     }
     const uint32_t first = ctx->done, all = ctx->model->operator_count;
     const uint32_t end = layers < all - first ? first + layers : all;
-    const int left = htpw_run_some(ctx, input, logits, first, end);
+    const int left = htpw_run_some(ctx, 1, input, logits, first, end);
     ctx->input = input;
     ctx->logits = logits;
     ctx->done = left > 0 ? end : 0u;

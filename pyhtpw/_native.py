@@ -85,7 +85,7 @@ def int8_pointer(array: np.ndarray) -> Any:
 
 
 def aligned(size: int) -> np.ndarray:
-    """A zeroed uint8 buffer of at least one byte whose address is a multiple of 16."""
-    raw = np.zeros(max(size, 1) + 16, np.uint8)
-    start = -raw.ctypes.data % 16
+    """A zeroed uint8 buffer of at least one byte that begins with a line of the CPU's cache (an address divisible by 64)."""
+    raw = np.zeros(max(size, 1) + 64, np.uint8)
+    start = -raw.ctypes.data % 64
     return raw[start : start + max(size, 1)]

@@ -40,15 +40,30 @@ def declarations() -> str:
         sys.exit(f"pyhtpw: {' '.join(command)} failed: {error.stderr.strip()}")
 
 
-# Only here, for Python's sake: a batch is one call, for which the GIL is released once
-RUN_MANY = "int pyhtpw_run_many(struct htpw_context *context, size_t count, const int8_t *x, size_t in, int8_t *y, size_t out)"
+# Only here, for Python's sake. A batch is one call for each thread, for which the GIL is released once: the threads take `most`
+# windows at a time from those that are left, `next` being the first, so that one that is slower takes fewer.
+RUN_MANY = """int pyhtpw_run_many(struct htpw_context *context, void *arena, size_t most, size_t *next, size_t count,
+                           const int8_t *x, size_t in, int8_t *y, size_t out)"""
 RUN_MANY_BODY = """ {
     int error = 0;
-    for (size_t i = 0; i < count && error == 0; i++) {
-        error = htpw_run(context, x + i * in, in, y + i * out, out);
+    while (error == 0) {
+        const size_t first = PYHTPW_TAKE(next, most);
+        if (first >= count) {
+            break;
+        }
+        const size_t windows = count - first < most ? count - first : most;
+        error = htpw_run_batch(context, arena, (uint32_t)windows, x + first * in, y + first * out);
     }
     return error;
 }
+"""
+TAKE = """
+#ifdef _MSC_VER
+#include <intrin.h>
+#define PYHTPW_TAKE(next, n) ((size_t)_InterlockedExchangeAdd64((volatile __int64 *)(next), (__int64)(n)))
+#else
+#define PYHTPW_TAKE(next, n) __atomic_fetch_add((next), (n), __ATOMIC_RELAXED)
+#endif
 """
 
 # The user's own CMSIS-NN, if there is one (csrc/backends/cmsis_nn/README.md)
@@ -59,10 +74,10 @@ ffibuilder = FFI()
 ffibuilder.cdef(declarations() + RUN_MANY + ";")
 ffibuilder.set_source(
     "pyhtpw._htpw",
-    "".join(f'#include "{header}"\n' for header in HEADERS) + f"static {RUN_MANY}{RUN_MANY_BODY}",
+    "".join(f'#include "{header}"\n' for header in (*HEADERS, "htpw_internal.h")) + f"{TAKE}static {RUN_MANY}{RUN_MANY_BODY}",
     sources=sources(),
     include_dirs=["csrc", *([CMSIS_NN] if CMSIS_NN else [])],
-    define_macros=[("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [],
+    define_macros=[("HTPW_CONFIG_BATCH", "1"), *([("HTPW_CONFIG_CMSIS_NN", "1")] if CMSIS_NN else [])],
     extra_objects=[os.environ["HTPW_CMSIS_NN_LIBRARY"]] if CMSIS_NN else [],
     depends=["csrc/sources.txt", *sorted(str(p.relative_to(ROOT)) for p in CSRC.rglob("*.h"))],
     extra_compile_args=["-O3", "-std=c99", "-fno-strict-aliasing", *FLAGS] if os.name == "posix" else [],

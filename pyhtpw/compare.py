@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import reference
 from pyhtpw import _native
-from pyhtpw._native import ffi, lib
+from pyhtpw._native import ffi
 from pyhtpw.errors import ConfigError
 from pyhtpw.image.reader import requant_values
 from pyhtpw.model import Image, Int8
@@ -81,8 +81,7 @@ def _native_trace(image: Image, x: Int8, backend: str | None) -> Iterator[tuple[
     for layer in image.layers:
         out = np.empty((len(x), *layer.output_shape), np.int8)
         model.operator_count, model.output_bytes = layer.index + 1, out[0].size
-        memory = _native.int8_pointer(x), x[0].size, _native.int8_pointer(out), out[0].size
-        _native.check(lib.pyhtpw_run_many(context._context, len(x), *memory), f"{image.name}: layer {layer.name}")
+        context._run_many(ffi.new("size_t *"), x, out)
         yield layer.index, out
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Int8 = npt.NDArray[np.int8]
 SCHEDULES = {"boot": 0, "lazy": 1}  # enum htpw_schedule: kernels in SRAM
 FLASH_SCHEDULES = {"streamed": 2, "installed": 3}  # kernels in flash
-_PARTS = 8  # of a batch for each thread, so that one that is slower takes fewer
+_WINDOWS = 8  # of a batch that are run at one time: then what is the same for all is done once, and tensors stay in the cache
 
 
 _workers: ThreadPoolExecutor
@@ -353,23 +353,13 @@ class Image:
             raise ConfigError(f"threads is {threads}: it must be at least 1")
         x = self._windows(windows)
         out = np.empty((len(x), self.classes), np.int8)
-        if threads == 1:
-            with self._context(backend) as context:
-                context._run_many(x, out)
-            return out
-        size = max(1, -(-len(x) // (threads * _PARTS)))
-        parts = deque(range(0, len(x), size))
+        taken = ffi.new("size_t *")
 
         def work() -> None:
             with self._context(backend) as context:
-                while True:
-                    try:
-                        first = parts.popleft()
-                    except IndexError:
-                        return
-                    context._run_many(x[first : first + size], out[first : first + size])
+                context._run_many(taken, x, out)
 
-        others = [_workers.submit(work) for _ in range(min(threads, len(parts)) - 1)]
+        others = [_workers.submit(work) for _ in range(min(threads, -(-len(x) // _WINDOWS)) - 1)]
         try:
             work()
         finally:
@@ -439,6 +429,7 @@ class Context:
         arena = self.plan.arena if flash is None else getattr(self.plan, f"{schedule}_arena")
         self.arena = _native.aligned(arena)
         memory = ffi.cast("void *", self.arena.ctypes.data), arena
+        self._batch: npt.NDArray[np.uint8] | None = None  # the arena of several windows at a time
         self.cache = None
         if flash is None:
             self.cache = _native.aligned(self.plan.cache)
@@ -483,10 +474,14 @@ class Context:
         _native.check(code, self.image.name)
         return out
 
-    def _run_many(self, x: Int8, out: Int8) -> None:
-        """Windows (N, samples) one after another, without coming back to Python in between."""
-        memory = _native.int8_pointer(x), self.plan.input, _native.int8_pointer(out), self.plan.output
-        _native.check(lib.pyhtpw_run_many(self._context, len(x), *memory), self.image.name)
+    def _run_many(self, taken: Any, x: Int8, out: Int8) -> None:
+        """Windows (N, ...) to outputs (N, ...), without coming back to Python in between; `taken`, size_t *, counts those that some
+        thread has taken."""
+        if self._batch is None:
+            self._batch = _native.aligned(_WINDOWS * self.plan.arena)
+        arena = ffi.cast("void *", self._batch.ctypes.data)
+        memory = _native.int8_pointer(x), x.strides[0], _native.int8_pointer(out), out.strides[0]
+        _native.check(lib.pyhtpw_run_many(self._context, arena, _WINDOWS, taken, len(x), *memory), self.image.name)
 
     def run_partial(self, window: Int8, out: Int8, layers: int = 1) -> int:
         """Runs at most `layers` further operators of a window; returns how many are left.
@@ -510,8 +505,9 @@ class Context:
     def set_hook(self, hook: Callable[[int, bool], None] | None) -> None:
         """Sets what is called with (index, is done) before and after every operator; None for nothing. It must not raise."""
 
-        def call(user: object, op: int, is_done: int) -> None:
-            hook(op, bool(is_done))
-
-        self._hook = ffi.NULL if hook is None else ffi.callback("void(void *, uint32_t, int)", call)
+        if hook is None:
+            self._hook = ffi.NULL
+        else:
+            told = hook
+            self._hook = ffi.callback("void(void *, uint32_t, int)", lambda user, op, is_done: told(op, bool(is_done)))
         _native.check(lib.htpw_set_hook(self._context, self._hook, ffi.NULL), self.image.name)

@@ -1,6 +1,7 @@
 """What the commands share: the application, options that mean the same everywhere, progress, and loading."""
 
 import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,12 +46,12 @@ def emit(value: Any) -> None:
 
 
 @contextmanager
-def counter(quiet: bool = False):
+def counter(quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """A callback (done, total, what) that moves a bar on stderr, which appears with the first call and goes at the end."""
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        tasks = []
+        tasks: list[Any] = []
 
         def count(done: int, total: int, what: str) -> None:
             if not tasks:
@@ -60,7 +61,7 @@ def counter(quiet: bool = False):
         yield count
 
 
-def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool):
+def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool) -> Any:
     from pyhtpw.data import load
     from pyhtpw.data.seal import seal
 
@@ -74,14 +75,14 @@ def load_data(data: str, data_dir: Path | None, protocol: str | None, seed: int,
     return seal(dataset)
 
 
-def recipe_of(data: str, dataset):
+def recipe_of(data: str, dataset: Any) -> Any:
     """What the project does with a data set."""
     from pyhtpw.recipes import recipe
 
     return recipe(data, dataset.description["protocol"])
 
 
-def checkpoint(run: Path, ema: bool):
+def checkpoint(run: Path, ema: bool) -> tuple[Any, dict[str, Any]]:
     """Network and parameters of a run folder."""
     from pyhtpw.nets import Graph
     from pyhtpw.train.checkpoint import load_checkpoint
@@ -109,8 +110,9 @@ class Bar:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
-        self._task = None
-        self._loss = self._f1 = None
+        self._task: Any = None
+        self._loss: float | None = None
+        self._f1: float | None = None
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -121,7 +123,7 @@ class Bar:
         if isinstance(error, KeyboardInterrupt):  # the trainer has saved its state by now
             raise Stopped(f"{error or 'stopped'}: type the same command with --resume") from error
 
-    def update(self, state: dict) -> None:
+    def update(self, state: dict[str, Any]) -> None:
         """Takes the trainer's state after a step."""
         if self._task is None:
             self._task = self._progress.add_task("", total=state["steps"], loss="", f1="-")

@@ -18,7 +18,7 @@ Source = Annotated[Path, typer.Argument(help="Image.")]
 Windows = Annotated[int, typer.Option(help="Random int8 windows that are compared.", min=1)]
 
 
-def windows_of(image: Any, count: int, seed: int):
+def windows_of(image: Any, count: int, seed: int) -> Any:
     """Uniform int8 windows (count, H, W, C): they reach every branch of the arithmetic, and stand for no data."""
     import numpy as np
 
@@ -168,8 +168,8 @@ def compress(
         emit({"image": str(output), "heads": dict(made.heads), "kernel_errors": errors, "agreement": made.agreement, "tuned": made.tuned,
               "before": before, "after": after, "tried": [vars(trial) for trial in made.tried]})
         return
-    for name, error in errors.items():
-        print(f"{name:>12}  {made.sources[name]:<40}  kernel error {error:.4f}")
+    for name, off in errors.items():
+        print(f"{name:>12}  {made.sources[name]:<40}  kernel error {off:.4f}")
     for tag in after["sections"]:
         print(f"{tag:>12}  {before['sections'].get(tag, 0):>9,} -> {after['sections'][tag]:>9,} bytes")
     print(f"{output}: {len(opened.data):,} -> {len(small.data):,} bytes")

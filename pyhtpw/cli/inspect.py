@@ -12,7 +12,7 @@ from pyhtpw.errors import ConfigError
 Input = Annotated[Path | None, typer.Option("--input", help="Windows from a .npy file: int8 as they are, floats quantised.")]
 
 
-def _signals(data: str, n: int, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool):
+def _signals(data: str, n: int, data_dir: Path | None, protocol: str | None, seed: int, cache_dir: Path | None, strict: bool) -> Any:
     """The first windows of a data set's validation split."""
     return load_data(data, data_dir, protocol, seed, cache_dir, strict).val.x[:n]
 
@@ -117,8 +117,8 @@ def trace(
             y = expected[layer.index]
             print(f"{layer.index:3d}  {layer.name:14} {'x'.join(map(str, layer.output_shape)):>12}  "
                   f"{int(y.min()):4d} .. {int(y.max()):3d}  crc32 {_crc(y)}")
-        for name, found in parted.items():
-            print(f"{reference} / {name}: " + (f"first difference: {found[0]}" if found else "every byte of every layer is the same"))
+        for name, parts in parted.items():
+            print(f"{reference} / {name}: " + (f"first difference: {parts[0]}" if parts else "every byte of every layer is the same"))
         if output is not None:
             print(f"{output}: {len(x)} windows, {len(traces)} x {len(files)} tensors")
     if source is None and against is None and not as_json:

@@ -106,14 +106,14 @@ def pack(
         dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
         dataset = for_network(graph.name, dataset, cache_dir)
         median = recipe_of(data, dataset).median
-        if is_auto:
+        if is_auto and budget is not None:
             packed = pack_auto(graph, params, dataset, budget, seed=seed, median=median, evaluations=evaluations,
                                progress=lambda state: _tried(state, as_json))
         else:
             packed = pack_network(graph, params, dataset, wanted, seed=seed, median=median)
         integer = packed.quantised.model
     image = pipeline.repack(output, integer)
-    account = pipeline.name_layers(pipeline.bill(image.parsed), integer)
+    account = pipeline.name_layers(image.bill(), integer)
     chosen: dict[str, Any] = {}
     if packed is not None:
         save_model(integer, output.with_suffix(".npz"))

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ TestLog = Annotated[Path | None, typer.Option(help="File that every look at test
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints and images; large, not to be committed.")]
 
 
-def _folders(out: Path, work: Path, log: Path | None):
+def _folders(out: Path, work: Path, log: Path | None) -> Any:
     from pyhtpw.evaluate.choices import LOG
     from pyhtpw.experiment.runner import Folders
 

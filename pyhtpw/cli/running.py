@@ -1,7 +1,7 @@
 """Commands: run an image, and prove that all tellings give the same bytes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,7 @@ from pyhtpw.cli.common import Compiler, Json, Seed, app, emit, say
 from pyhtpw.errors import ConfigError
 
 
-def read_windows(image, source: Path | None, n: int, seed: int):
+def read_windows(image: Any, source: Path | None, n: int, seed: int) -> Any:
     """int8 windows of a .npy file (int8 as they are, floats quantised), or seeded ones."""
     import numpy as np
 
@@ -90,7 +90,7 @@ def run(
     opened = Image.open(image)
     info = opened.parsed.info
     logits = opened.run_batch(read_windows(opened, source, n, seed))
-    rows = [{"window": i, "logits": [int(v) for v in row]} for i, row in enumerate(logits)]
+    rows: list[dict[str, Any]] = [{"window": i, "logits": [int(v) for v in row]} for i, row in enumerate(logits)]
     if info is not None:
         p = probabilities(logits, info.logit_scale)
         for row, probability in zip(rows, p, strict=True):

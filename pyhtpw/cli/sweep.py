@@ -1,7 +1,7 @@
 """Command: a search over configurations with Optuna and Dask."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,12 +30,12 @@ def sweep(
     from pyhtpw.experiment.sweep import load_sweep, run_sweep
 
     declared = load_sweep(declaration)
-    changes = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
     declared = replace(declared, **changes)
     folder = out or Path("out/sweep") / declared.name
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def progress(found: dict) -> None:
+    def progress(found: dict[str, Any]) -> None:
         if not as_json:
             complete = [row for row in found["trials"] if row["state"] == "complete"]
             best = max((row["val_macro_f1"] for row in complete), default=float("nan"))

@@ -1,7 +1,7 @@
 """Commands: firmware on emulated boards, run and measured."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,9 @@ SelfTest = Annotated[bool, typer.Option("--selftest/--no-selftest", help="Have t
 Timeout = Annotated[float, typer.Option(help="Seconds after which a board counts as hung.", min=1)]
 
 
-def _windows(image, source: Path | None, data: str | None, data_dir: Path | None, protocol: str | None, n: int, seed: int):
+def _windows(
+    image: Any, source: Path | None, data: str | None, data_dir: Path | None, protocol: str | None, n: int, seed: int
+) -> Any:
     """int8 windows, and what they are."""
     if source is not None and data is not None:
         raise ConfigError("--input and --data exclude each other: give one")
@@ -81,8 +83,9 @@ def run(
         except OSError as error:
             raise ConfigError(f"{codes}: cannot read the code pack ({error.strerror})") from error
     rows = on.matrix(opened, x, names, on.schedules(schedule), settings, pack=pack, cut=cut, seconds=timeout)
-    if all(row.refused is not None for row in rows):
-        raise ConfigError("; ".join(dict.fromkeys(row.refused for row in rows)))
+    refused = [row.refused for row in rows if row.refused is not None]
+    if len(refused) == len(rows):
+        raise ConfigError("; ".join(dict.fromkeys(refused)))
     differ = sum(row.differ for row in rows)
     if as_json:
         emit({"image": str(image), "input": what, "opt": opt, "compiler": compiler, "float": float_abi,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -126,14 +126,16 @@ def train(
     if dry_run:
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return
-    start, errors, told = None, {}, None
+    start: Any = None
+    errors: dict[str, float] = {}
+    told = None
     if freeze and init_from is None:
         raise ConfigError("--freeze takes the statistics of a trained network: name its run with --init-from")
     graph, settings = pipeline.network(chosen, dataset), pipeline.configuration(chosen, seed=seed, steps=steps)
     if init_from is not None:
         *start, errors = training.initial(graph, init_from, dataset, seed, frozen=freeze)
         graph = start[0]
-    norms = freezing.measure(init_from, dataset, seed) if freeze else None
+    norms = freezing.measure(init_from, dataset, seed) if freeze and init_from is not None else None
     if chosen.teacher:
         say("teacher", as_json)
         with Bar(as_json) as bar:
@@ -176,7 +178,7 @@ def train(
     print(f"next: pyhtpw verify {out / 'raw' / pipeline.MODEL}, or pyhtpw pack {out} -o model.htpw --data {data} with other heads")
 
 
-def _teacher(run: Path | None, net: str | None, steps: int | None) -> dict:
+def _teacher(run: Path | None, net: str | None, steps: int | None) -> dict[str, Any]:
     """The teacher of the options; {} if they name none."""
     if run is not None and net is not None:
         raise ConfigError("--teacher is a run that is there, --teacher-net a network to train first: give one of them")
@@ -187,7 +189,7 @@ def _teacher(run: Path | None, net: str | None, steps: int | None) -> dict:
     return {} if net is None else {"net": net, **({} if steps is None else {"steps": steps})}
 
 
-def _estimate(cost, as_json: bool) -> None:
+def _estimate(cost: Any, as_json: bool) -> None:
     """A dry run's figures."""
     if as_json:
         emit({**vars(cost), "hours": cost.hours})

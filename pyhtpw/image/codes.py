@@ -59,7 +59,7 @@ def make_pack(base: bytes, changed: bytes, number: int) -> bytes:
     old, new = parse(base, "base image"), parse(changed, "changed image")
     read_model(base, "base image"), read_model(changed, "changed image")  # every value is in its range, or ImageError
     _same_but_parts(old, new)
-    entries = []
+    entries: list[Entry] = []
     for a, b in zip(old.ops, new.ops, strict=True):
         if a.generated:
             _differing(entries, old, a, "CODE", _codes(a, code_values(new, b)))
@@ -88,10 +88,10 @@ def _codes(op: ParsedOp, values: np.ndarray) -> bytes:
 
 def _quan(new: Parsed, a: ParsedOp, b: ParsedOp) -> bytes:
     """Requantisation of `b`, an operator of `new`, in the fields of `a`."""
-    where, form, values = f"operator {a.index}", a.quan, requant_values(new, b)
-    if form.count != b.quan.count:
+    where, form, values = f"operator {a.index}", a.form, requant_values(new, b)
+    if form.count != b.form.count:
         raise ImageError(
-            f"{where}: per-tensor requantisation differs: {form.count} multipliers in the base, {b.quan.count} in the other"
+            f"{where}: per-tensor requantisation differs: {form.count} multipliers in the base, {b.form.count} in the other"
         )
     least = multiplier_form(values.multipliers)
     if form.form != least and form.form != 2 and not (form.form == 0 and least == 1):

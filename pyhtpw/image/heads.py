@@ -5,6 +5,7 @@ A new kind of head is a class in `pyhtpw.image.integer`, a row there in `HEADS`,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyhtpw.errors import ImageError
 from pyhtpw.image.fields import SHIFTS, Cursor, integers, pack_bits, put, signed_range, signed_width, whole
@@ -33,7 +34,7 @@ class Context:
             raise ImageError(f"{self.where}: generator is {index}, there are {len(self.generators)}")
         return self.generators[index]
 
-    def earlier(self, name: str, index: int, *kinds: type) -> Head:
+    def earlier(self, name: str, index: int, *kinds: type) -> Any:
         """Earlier head `index` of one of `kinds`, or ImageError."""
         whole(self.where, name, index, 0, len(self.heads) - 1)
         if not isinstance(self.heads[index], kinds):
@@ -159,7 +160,7 @@ def _read_tiled(cursor: Cursor, at: Context, generator: int) -> Tiled:
 
 def _shared_b(at: Context, index: int, generator: int) -> Matrix:
     matrix = at.own("b", index)
-    if at.heads[index].generator != generator:
+    if at.earlier("b_of", index, Factorised).generator != generator:
         raise ImageError(f"{at.where}: b_of is head {index}, whose generator is another")
     return matrix
 
@@ -172,17 +173,17 @@ def _shared_a(at: Context, index: int, rank: int) -> Matrix:
 
 
 def _write_factorised(head: Factorised, at: Context) -> bytes:
-    own_b, own_a = isinstance(head.b, Matrix), isinstance(head.a, Matrix)
-    if own_b:
+    b_of = a_of = OWN
+    if isinstance(head.b, Matrix):
         b, data = head.b, write_matrix(f"{at.where}, B", head.b, at.generator(head.generator).width, WIDTH_MAX)
     else:
-        b, data = _shared_b(at, head.b, head.generator), b""
+        b_of, b, data = head.b, _shared_b(at, head.b, head.generator), b""
     rank = len(b.weights)
-    if own_a:
+    if isinstance(head.a, Matrix):
         data += write_matrix(f"{at.where}, A", head.a, rank)
     else:
-        _shared_a(at, head.a, rank)
-    first = bytes([OWN if own_b else head.b, OWN if own_a else head.a])
+        a_of, _ = head.a, _shared_a(at, head.a, rank)
+    first = bytes([b_of, a_of])
     return first + put(at.where, ("H", "rank", rank, 1, WIDTH_MAX)) + data
 
 
@@ -260,13 +261,13 @@ def _read_codebook(cursor: Cursor, at: Context, generator: int) -> Codebook:
 class HeadKind:
     """One kind of head: its source's name, its record, and what the bill counts of it.
 
-    `tensors`: its own weight tensors as (values, bits), those of Eq. 4 of the paper.
+    What takes a head takes one of this kind. `tensors`: its own weight tensors as (values, bits), those of Eq. 4 of the paper.
     """
 
     name: str
-    write: Callable[[Head, Context], bytes]
+    write: Callable[[Any, Context], bytes]
     read: Callable[[Cursor, Context, int], Head]
-    tensors: Callable[[Head], list[tuple[int, int]]]
+    tensors: Callable[[Any], list[tuple[int, int]]]
 
 
 def _sizes(*matrices: object) -> list[tuple[int, int]]:
@@ -338,7 +339,7 @@ def dz(head: Head, generators: Sequence[Generator]) -> int:
     return 0 if isinstance(head, Codebook) else generators[head.generator].dz
 
 
-def made(head: Head, heads: Sequence[Head]) -> int:
+def made(head: Head, heads: Sequence[Any]) -> int:
     """Weights that one code or id makes."""
     if isinstance(head, Factorised):
         matrix = head.a if isinstance(head.a, Matrix) else heads[head.a].a

@@ -102,6 +102,13 @@ class ParsedOp:
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
+    def form(self) -> QuanForm:
+        """`quan` of a linear operator."""
+        if self.quan is None:
+            raise AssertionError(f"operator {self.index} ({self.name}) has no requantisation metadata")
+        return self.quan
+
+    @property
     def generated(self) -> bool:
         """Whether the kernel is made by a head rather than stored."""
         return self.source in HEADS
@@ -114,7 +121,7 @@ class ParsedOp:
     @property
     def stored_bits(self) -> int:
         """Width of the stored weights, 0 if there are none."""
-        return _STORED_BITS.get(self.source, 0)
+        return _STORED_BITS.get(self.source or "", 0)
 
     @property
     def macs(self) -> int:
@@ -188,7 +195,8 @@ def _info(data: bytes) -> Info | None:
     if len(data) < 16:  # none, or what a device, which looks at nothing but its checksum, runs without all the same
         return None
     text = data[16:].decode(errors="replace").split("\n")
-    return Info(*struct.unpack_from("<4f", data), text[0], tuple(text[1:]))
+    a, b, c, d = struct.unpack_from("<4f", data)
+    return Info(a, b, c, d, text[0], tuple(text[1:]))
 
 
 class _Operators:
@@ -274,9 +282,9 @@ class _Operators:
         op.quan = QuanForm(1 if form & PER_TENSOR else c, c, base, form & 7, form >> 3 & 3, bias_bits)
         if op.kind not in SPATIAL:
             return (1, 1, c) if op.kind == "fc" else (x.h, x.w, c)
-        h, w, *window = self._ops.fields("HHBBBBBBBB", where)
+        h, w, *k = self._ops.fields("HHBBBBBBBB", where)
         groups = self._ops.fields("H", where)[0] if op.kind == "conv" else 1
-        op.window = Window(*(tuple(window[i : i + 2]) for i in (0, 2, 4, 6)), groups)
+        op.window = Window((k[0], k[1]), (k[2], k[3]), (k[4], k[5]), (k[6], k[7]), groups)
         if not groups or x.c % groups or c % groups or (op.kind == "depthwise" and c % x.c):
             raise ImageError(f"{where}: {groups} groups, {x.c} and {c} channels do not go together")
         return h, w, c
@@ -295,7 +303,7 @@ class _Operators:
             op.weights *= n
         if not op.weights or op.weights > CELLS_MAX:
             raise ImageError(f"{where}: the kernel has {op.weights} weights")
-        self._take(op, "QUAN", sum(op.quan.lengths))
+        self._take(op, "QUAN", sum(op.form.lengths))
         self._cached += op.cached
         if self._cached > CACHED_MAX:
             raise ImageError(f"{where}: more than {CACHED_MAX} kernels are made or unpacked")
@@ -362,7 +370,7 @@ def parse(data: bytes, name: str = "image") -> Parsed:
 
 def requant_values(parsed: Parsed, op: ParsedOp) -> Requant:
     """Multipliers, shifts and biases of a linear operator."""
-    form = op.quan
+    form = op.form
     at, parts = op.places["QUAN"][0], []
     for length in form.lengths:
         parts.append(parsed.data[at : at + length])
@@ -387,11 +395,12 @@ def _part(parsed: Parsed, op: ParsedOp, tag: str) -> bytes:
 def code_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:
     """Codes (tiles, dz) of a generated operator, or a codebook's ids (tiles,)."""
     head = parsed.heads[op.head]
-    ids = isinstance(head, Codebook)
-    codes = unpack_bits(_part(parsed, op, "CODE"), op.code_values, op.code_width, signed=not ids)
-    if ids and codes.max() >= len(head.entries):
+    codes = unpack_bits(_part(parsed, op, "CODE"), op.code_values, op.code_width, signed=not isinstance(head, Codebook))
+    if not isinstance(head, Codebook):
+        return codes.reshape(op.tiles, -1)
+    if codes.max() >= len(head.entries):
         raise ImageError(f"operator {op.index}: id {codes.max()} of a codebook with {len(head.entries)} entries")
-    return codes if ids else codes.reshape(op.tiles, -1)
+    return codes
 
 
 def table_values(parsed: Parsed, op: ParsedOp) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from pyhtpw.image.integer import (
     Requant,
     Stored,
     Tensor,
+    Window,
 )
 
 FORMAT_VERSION = 2
@@ -53,7 +55,9 @@ def assign_slots(model: IntegerModel) -> list[int]:
             if not 0 <= tensor <= i:
                 raise ImageError(f"operator {i} ({op.name}): reads tensor {tensor}, which no earlier operator writes")
             last_use[tensor] = max(last_use[tensor], i + 1)
-    slots, capacity, holder = [0], {}, {}
+    slots: list[int] = [0]
+    capacity: dict[int, int] = {}
+    holder: dict[int, int] = {}
     for i, op in enumerate(model.ops):
         size = op.out.size
         free = [s for s in capacity if last_use[holder[s]] < i + 1]
@@ -106,12 +110,12 @@ def _quan(where: str, requant: Requant, channels: int) -> tuple[bytes, tuple[int
     return data, (base, per_tensor | form << 3 | shift_bits, bias_bits)
 
 
-def weight_shape(kind: str, x: Tensor, out: Tensor, window: object) -> tuple[int, ...]:
+def weight_shape(kind: str, x: Tensor, out: Tensor, window: Window | None) -> tuple[int, ...]:
     """Shape of an operator's weights (SPEC section 1)."""
-    if kind == "conv":
-        return (out.c, *window.kernel, x.c // window.groups)
-    if kind == "depthwise":
-        return (*window.kernel, out.c)
+    if kind in SPATIAL:
+        if window is None:
+            raise ImageError(f"a {kind} without a window has no shape of weights")
+        return (out.c, *window.kernel, x.c // window.groups) if kind == "conv" else (*window.kernel, out.c)
     return (out.c, x.size if kind == "fc" else x.c)
 
 
@@ -147,11 +151,14 @@ def _generated(where: str, weights: Generated, shape: tuple[int, ...], model: In
     return source, CODE_WIDTHS[weights.bits], weights.head, pack_bits(codes, bits)
 
 
+Field = tuple[Any, ...]  # struct code, name, value, and its limits if they are not those of the code: `fields.put`
+
+
 def _record(where: str, op: Op, used: list[int], target: int, linear: tuple[int, ...]) -> bytes:
     """The operator's record in OPS; `linear` holds source byte, shift_base, form, bias_bits and head."""
     kind, size = OPERATORS[op.kind]
     out, w = op.out, op.window
-    fields: list[tuple] = [
+    fields: list[Field] = [
         ("B", "kind", kind),
         ("B", "slots", used[0] | target << 4),
         ("b", "zero point", out.zero_point),
@@ -160,31 +167,31 @@ def _record(where: str, op: Op, used: list[int], target: int, linear: tuple[int,
     ]
     dimensions = [("H", "output height", out.h, 1, 65535), ("H", "output width", out.w, 1, 65535)]
 
-    def pair(name: str, values: tuple[int, int], low: int, code: str = "B", high: int = 255) -> list[tuple]:
+    def pair(name: str, values: tuple[int, int], low: int, code: str = "B", high: int = 255) -> list[Field]:
         return [(code, f"{name} {values}", v, low, high) for v in values]
 
     if op.kind in LINEAR:
         source, base, form, bias_bits, head = linear
         fields += [("B", "source", source), ("H", "Cout", out.c, 1, 65535), ("b", "shift_base", base)]
         fields += [("B", "form", form), ("B", "bias_bits", bias_bits), ("B", "head", head)]
-    if op.kind in SPATIAL:
+    if op.kind in SPATIAL and w is not None:
         fields += dimensions + pair("kernel", w.kernel, 1) + pair("stride", w.stride, 1)
         fields += pair("padding", w.padding, 0) + pair("dilation", w.dilation, 1)
         fields += [("H", "groups", w.groups, 1, 65535)] if op.kind == "conv" else []
-    elif op.kind == "add":
+    elif op.kind == "add" and op.add is not None:
         fields += [("B", "second slot", used[1]), ("B", "left_shift", op.add.left_shift, 16, 22)]
         fields += [("b", "shift of an add", s, -31, 0) for s in op.add.shifts]
         fields += [("I", "multiplier of an add", m, *_Q31) for m in op.add.multipliers]
-    elif op.kind == "mul":
+    elif op.kind == "mul" and op.mul is not None:
         fields += [("B", "second slot", used[1]), ("b", "shift of a mul", op.mul.shift, -31, 14)]
         fields += [("I", "multiplier of a mul", op.mul.multiplier, *_Q31)]
-    elif op.kind == "attend":
+    elif op.kind == "attend" and op.attend is not None:
         s = op.attend
         most = min(255, _Q31[1] >> whole(where, "softmax_shift", s.softmax_shift, 0, 30))  # shifted, it must fit int32
         fields += [("B", "second slot", used[1]), ("B", "softmax_shift", s.softmax_shift)]
         fields += [("B", "softmax_range", s.softmax_range, 0, most), ("b", "shift of an attend", s.shift, -31, 5)]
         fields += [("I", "softmax_multiplier", s.softmax_multiplier, *_Q31), ("I", "multiplier of an attend", s.multiplier, *_Q31)]
-    elif op.kind in POOLS:
+    elif op.kind in POOLS and w is not None:
         fields += [("B", "reserved", 0), *dimensions, *pair("window", w.kernel, 1, "H", 65535)]
         fields += pair("stride", w.stride, 1) + pair("padding", w.padding, 0)
     record = put(where, *fields)
@@ -195,10 +202,10 @@ def _record(where: str, op: Op, used: list[int], target: int, linear: tuple[int,
 
 def _shapes(where: str, op: Op, inputs: list[Tensor]) -> None:
     """Refuses what a record cannot say: a shape that a reader would derive differently."""
-    x, out = inputs[0], op.out
+    x, out, window = inputs[0], op.out, op.window
     if len(inputs) != (2 if op.kind in PAIRS else 1):
         raise ImageError(f"{where}: reads {len(inputs)} tensors")
-    if (op.kind in SPATIAL or op.kind in POOLS) and op.window is None:
+    if (op.kind in SPATIAL or op.kind in POOLS) and window is None:
         raise ImageError(f"{where}: has no window")
     if op.kind in PAIRS and getattr(op, op.kind) is None:
         raise ImageError(f"{where}: has no scalars")
@@ -217,10 +224,12 @@ def _shapes(where: str, op: Op, inputs: list[Tensor]) -> None:
         raise ImageError(f"{where}: {x.h * x.w} positions are more than {ATTEND_MAX}")
     if derived is not None and derived != (out.h, out.w, out.c):
         raise ImageError(f"{where}: the output has shape {(out.h, out.w, out.c)}, must be {derived}")
-    if op.kind == "conv" and (op.window.groups < 1 or x.c % op.window.groups or out.c % op.window.groups):
-        raise ImageError(f"{where}: groups are {op.window.groups}, which does not divide {x.c} and {out.c} channels")
-    if op.kind == "depthwise" and (op.window.groups != 1 or out.c % x.c):
-        raise ImageError(f"{where}: {out.c} channels are no multiple of {x.c}, or groups ({op.window.groups}) are given")
+    if window is None:
+        return
+    if op.kind == "conv" and (window.groups < 1 or x.c % window.groups or out.c % window.groups):
+        raise ImageError(f"{where}: groups are {window.groups}, which does not divide {x.c} and {out.c} channels")
+    if op.kind == "depthwise" and (window.groups != 1 or out.c % x.c):
+        raise ImageError(f"{where}: {out.c} channels are no multiple of {x.c}, or groups ({window.groups}) are given")
 
 
 def _info(info: Info | None) -> bytes:
@@ -271,6 +280,8 @@ def write(model: IntegerModel) -> bytes:
         _shapes(where, op, inputs)
         linear: tuple[int, ...] = ()
         if op.kind in LINEAR:
+            if op.requant is None:
+                raise ImageError(f"{where}: has no requantisation")
             data, quant = _quan(where, op.requant, op.out.c)
             shape = weight_shape(op.kind, inputs[0], op.out, op.window)
             if isinstance(op.weights, Stored):
@@ -310,7 +321,7 @@ def assemble(payload: dict[str, bytes]) -> bytes:
     return head + struct.pack("<I", zlib.crc32(head + table)) + table + bytes(body)
 
 
-def save(data: bytes, path: str | os.PathLike) -> None:
+def save(data: bytes, path: str | os.PathLike[str]) -> None:
     """Writes bytes to `path` by way of a temporary file, so that a half-written image never carries the name."""
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
