@@ -15,19 +15,31 @@ static void htpw_conv_s8_cell(const struct htpw_window *g, const struct htpw_req
     for (int32_t o = 0, count; o < g->out_c; o += count) {
         const int32_t group = HTPW_WITH(ODD) ? o / out_g : 0, left = (group + 1) * out_g - o;
         uint32_t sum[HTPW_LANES] = {0, 0, 0, 0};
+#if HTPW_SMALL /* what is left of four, one by one */
+        count = left < HTPW_LANES ? 1 : HTPW_LANES;
+#else
         size_t lane[HTPW_LANES];
         count = left < HTPW_LANES ? left : HTPW_LANES;
         htpw_lane_rows(count, row, lane);
+#endif
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
             for (int32_t kx = tx.first; kx < tx.end; kx += step) {
                 const int8_t *xp = x + htpw_cell(0, y0 + ky * g->dil_h, x0 + kx * g->dil_w, 0, g->in_w, g->in_c);
                 const int8_t *wp = w + row * (size_t)o + ((size_t)ky * (size_t)g->k_w + (size_t)kx) * (size_t)in_g;
+#if HTPW_SMALL
+                htpw_small_dot(step * in_g, in_offset, xp + (size_t)group * (size_t)in_g, wp, count == 1 ? 0u : row, sum);
+#else
                 htpw_dot_lanes(step * in_g, in_offset, xp + (size_t)group * (size_t)in_g, wp, lane, sum);
+#endif
             }
         }
+#if HTPW_SMALL
+        htpw_small_finish(q, o, count, bias, sum, y + o);
+#else
         for (int32_t j = 0; j < count; j++) {
             y[o + j] = htpw_output_s8(q, o + j, sum[j] + htpw_bias(bias, o + j));
         }
+#endif
     }
 }
 

@@ -1,7 +1,58 @@
-/* htpw_requantise.c - the exported form of the shared rounding rule. */
+/* htpw_requantise.c - the exported form of the shared rounding rule, and what small builds have once. */
 #define HTPW_REQUANTISE_HERE 1
 #include "htpw_requantise.h"
+#include "htpw_window.h"
 
 int32_t htpw_requantise(int32_t v, int32_t multiplier, int32_t shift) {
     return htpw_requantise_inline(v, multiplier, shift);
 }
+
+#if HTPW_SMALL
+
+void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch, uint32_t sum[HTPW_LANES]) {
+    uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
+#ifdef HTPW_SMALL_DSP /* four columns at a time */
+    const uint32_t offset2 = (uint16_t)offset * UINT32_C(0x10001);
+    for (; n >= 4; n -= 4, x += 4, w += 4) {
+        uint32_t four = htpw_small_load(x);
+        const uint32_t even = htpw_small_even(offset2, four), odd = htpw_small_odd(offset2, four);
+        four = htpw_small_load(w);
+        s0 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s0));
+        four = htpw_small_load(w + pitch);
+        s1 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s1));
+        four = htpw_small_load(w + 2 * pitch);
+        s2 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s2));
+        four = htpw_small_load(w + 3 * pitch);
+        s3 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s3));
+    }
+#endif
+    for (; n > 0; n--, w++) {
+        const int32_t v = *x++ + offset;
+        s0 += (uint32_t)(v * w[0]);
+        s1 += (uint32_t)(v * w[pitch]);
+        s2 += (uint32_t)(v * w[2 * pitch]);
+        s3 += (uint32_t)(v * w[3 * pitch]);
+    }
+    sum[0] = s0;
+    sum[1] = s1;
+    sum[2] = s2;
+    sum[3] = s3;
+}
+
+void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum, int8_t *y) {
+    for (int32_t j = 0; j < count; j++) {
+        const struct htpw_finish f = htpw_finish_of(q, c + j);
+        const uint32_t v = sum[j] + htpw_bias(bias, c + j);
+#ifdef HTPW_SMALL_DSP /* doubled: |v| * 2^left < 2^30 (SPEC section 7) */
+        int32_t h = htpw_small_high((int32_t)(v << f.left << 1), f.multiplier);
+        if (f.right > 0) { /* as in htpw_finish_s8 */
+            h = (((h + (h >> 31)) >> (f.right - 1)) + 1) >> 1;
+        }
+        y[j] = (int8_t)htpw_clamp(h + f.out_offset, f.act_min, f.act_max);
+#else
+        y[j] = htpw_finish_s8(&f, v);
+#endif
+    }
+}
+
+#endif
