@@ -14,25 +14,13 @@ static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htp
 #ifdef HTPW_SMALL_DSP /* the last four channels begin where four are left; images with fewer are ODD */
     const uint32_t offset2 = (uint16_t)in_offset * UINT32_C(0x10001);
     for (; (!HTPW_WITH(ODD) || (times == 1 && g->out_c >= HTPW_LANES)) && o < g->out_c; o += HTPW_LANES) {
-        uint32_t sum[HTPW_LANES], s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        uint32_t sum[HTPW_LANES] = {0, 0, 0, 0};
         o = o + HTPW_LANES <= g->out_c ? o : g->out_c - HTPW_LANES;
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
-            const int8_t *xp = x + htpw_cell(0, y0 + ky * g->dil_h, x0 + tx.first * g->dil_w, 0, g->in_w, g->in_c) + o;
-            const int8_t *wp = w + htpw_cell(0, ky, tx.first, 0, g->k_w, g->out_c) + o;
-            for (int32_t kx = tx.first; kx < tx.end; kx++, xp += x_step, wp += w_step) {
-                const uint32_t fx = htpw_small_load(xp), fw = htpw_small_load(wp);
-                const uint32_t xe = htpw_small_even(offset2, fx), xo = htpw_small_odd(offset2, fx);
-                const uint32_t we = htpw_small_even0(fw), wo = htpw_small_odd0(fw);
-                s0 = htpw_small_smlabb(xe, we, s0);
-                s1 = htpw_small_smlabb(xo, wo, s1);
-                s2 = htpw_small_smlatt(xe, we, s2);
-                s3 = htpw_small_smlatt(xo, wo, s3);
-            }
+            htpw_small_taps(tx.end - tx.first, offset2,
+                            x + htpw_cell(0, y0 + ky * g->dil_h, x0 + tx.first * g->dil_w, 0, g->in_w, g->in_c) + o, x_step,
+                            w + htpw_cell(0, ky, tx.first, 0, g->k_w, g->out_c) + o, w_step, sum);
         }
-        sum[0] = s0;
-        sum[1] = s1;
-        sum[2] = s2;
-        sum[3] = s3;
         htpw_small_finish(q, o, HTPW_LANES, bias, sum, y + o);
     }
     if (!HTPW_WITH(ODD)) {

@@ -13,7 +13,7 @@ void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
     uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
 #ifdef HTPW_SMALL_DSP /* four columns at a time */
     const uint32_t offset2 = (uint16_t)offset * UINT32_C(0x10001);
-    for (; n >= 4; n -= 4, x += 4, w += 4) {
+    for (; n >= 4; n -= 4) {
         uint32_t four = htpw_small_load(x);
         const uint32_t even = htpw_small_even(offset2, four), odd = htpw_small_odd(offset2, four);
         four = htpw_small_load(w);
@@ -24,6 +24,8 @@ void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
         s2 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s2));
         four = htpw_small_load(w + 3 * pitch);
         s3 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s3));
+        x += 4;
+        w += 4;
     }
 #endif
     for (; n > 0; n--, w++) {
@@ -39,20 +41,53 @@ void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
     sum[3] = s3;
 }
 
-void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum, int8_t *y) {
-    for (int32_t j = 0; j < count; j++) {
-        const struct htpw_finish f = htpw_finish_of(q, c + j);
-        const uint32_t v = sum[j] + htpw_bias(bias, c + j);
-#ifdef HTPW_SMALL_DSP /* doubled: |v| * 2^left < 2^30 (SPEC section 7) */
-        int32_t h = htpw_small_high((int32_t)(v << f.left << 1), f.multiplier);
-        if (f.right > 0) { /* as in htpw_finish_s8 */
-            h = (((h + (h >> 31)) >> (f.right - 1)) + 1) >> 1;
-        }
-        y[j] = (int8_t)htpw_clamp(h + f.out_offset, f.act_min, f.act_max);
-#else
-        y[j] = htpw_finish_s8(&f, v);
-#endif
+#ifdef HTPW_SMALL_DSP
+void htpw_small_taps(int32_t n, uint32_t offset2, const int8_t *x, size_t x_step, const int8_t *w, size_t w_step,
+                     uint32_t sum[HTPW_LANES]) {
+    uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
+    for (; n > 0; n--) {
+        uint32_t a = htpw_small_load(x), b = htpw_small_load(w);
+        const uint32_t odd = htpw_small_odd(offset2, a), odd_w = htpw_small_odd0(b);
+        s1 = htpw_small_smlabb(odd, odd_w, s1);
+        s3 = htpw_small_smlatt(odd, odd_w, s3);
+        a = htpw_small_even(offset2, a);
+        b = htpw_small_even0(b);
+        s0 = htpw_small_smlabb(a, b, s0);
+        s2 = htpw_small_smlatt(a, b, s2);
+        x += x_step;
+        w += w_step;
     }
+    sum[0] = s0;
+    sum[1] = s1;
+    sum[2] = s2;
+    sum[3] = s3;
+}
+#endif
+
+void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum, int8_t *y) {
+    const int32_t out_offset = q->out_offset, act_min = q->act_min, act_max = q->act_max; /* y may be anything's, for all that is known */
+    const int32_t step = q->per_channel ? 1 : 0, *multiplier = q->multiplier + c * step, *shifts = q->shift + c * step;
+    const int8_t *const end = y + count;
+    bias = bias != NULL ? bias + c : NULL;
+    do {
+        uint32_t v = *sum++;
+        const int32_t shift = *shifts, m = *multiplier;
+        shifts += step;
+        multiplier += step;
+        if (bias != NULL) {
+            v += (uint32_t)*bias++;
+        }
+#ifdef HTPW_SMALL_DSP /* doubled: |v| * 2^left < 2^30 (SPEC section 7) */
+        v <<= 1;
+        int32_t h = htpw_small_high((int32_t)(shift > 0 ? v << shift : v), m);
+#else
+        int32_t h = htpw_high_multiply((int32_t)(shift > 0 ? v << shift : v), m);
+#endif
+        if (shift < 0) { /* as in htpw_finish_s8 */
+            h = (((h + (h >> 31)) >> ~shift) + 1) >> 1;
+        }
+        *y++ = (int8_t)htpw_clamp(h + out_offset, act_min, act_max);
+    } while (y != end);
 }
 
 #endif

@@ -104,6 +104,10 @@ HTPW_SMALL_PRODUCT(smlabb)
 HTPW_SMALL_PRODUCT(smlatt)
 #undef HTPW_SMALL_PRODUCT
 
+/* Four channels of a window of n taps: sum[j] += sum_k (x[k * x_step + j] + offset) * w[k * w_step + j]. offset2: in each half. */
+void htpw_small_taps(int32_t n, uint32_t offset2, const int8_t *x, size_t x_step, const int8_t *w, size_t w_step,
+                     uint32_t sum[HTPW_LANES]);
+
 /* a * b / 2^32, to nearest. */
 static inline int32_t htpw_small_high(int32_t a, int32_t b) {
     int32_t r;
