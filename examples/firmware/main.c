@@ -81,8 +81,10 @@ static void app_check(int result, const char *what) {
         app_print("error ");
         app_print(what);
         app_print_int(result);
+#if !APP_LEAN
         app_print(" ");
         app_print(htpw_error_text(result));
+#endif
         app_print("\n");
         app_exit(1);
     }
@@ -167,6 +169,7 @@ static void app_stream(void) {
     }
 }
 
+#if !APP_LEAN
 /* Every cached kernel, row-major, one after the other, into a file. */
 static void app_write_kernels(void) {
     struct htpw_kernel_info info;
@@ -180,6 +183,7 @@ static void app_write_kernels(void) {
         app_print("\n");
     }
 }
+#endif
 
 #if APP_SLOT_BYTES > 0
 /* Stores the code pack that has arrived, unless it is there; it is used from the next start on. */
@@ -205,9 +209,13 @@ int app_main(void) {
         app_kept.stage = 0;
     }
     app_print("htpw ");
+#if APP_LEAN
+    app_print("- " APP_BACKEND);
+#else
     app_print(htpw_version());
     app_print(" ");
     app_print(htpw_backend_name(HTPW_BACKEND_BEST));
+#endif
     app_print_int((int32_t)app_kept.stage);
     app_print("\n");
 #if APP_SELFTEST
@@ -232,9 +240,11 @@ int app_main(void) {
 #endif
     app_check(result, "bind");
     app_stream();
+#if !APP_LEAN
     if (app_option("kernels", 0)) {
         app_write_kernels();
     }
+#endif
 #if APP_STORE_BYTES > 0
     if (app_option("keep", 0)) {
         app_write(app_open("store", 1), app_store, APP_STORE_BYTES);
