@@ -14,7 +14,8 @@ static void htpw_depthwise_s8_cell(const struct htpw_window *g, const struct htp
 #ifdef HTPW_SMALL_DSP /* the last four channels begin where four are left; images with fewer are ODD */
     const uint32_t offset2 = (uint16_t)in_offset * UINT32_C(0x10001);
     for (; (!HTPW_WITH(ODD) || (times == 1 && g->out_c >= HTPW_LANES)) && o < g->out_c; o += HTPW_LANES) {
-        uint32_t sum[HTPW_LANES] = {0, 0, 0, 0};
+        uint32_t sum[HTPW_LANES];
+        htpw_small_start(sum);
         o = o + HTPW_LANES <= g->out_c ? o : g->out_c - HTPW_LANES;
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
             htpw_small_taps(tx.end - tx.first, offset2,

@@ -13,20 +13,42 @@ void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
     uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
 #ifdef HTPW_SMALL_DSP /* four columns at a time */
     const uint32_t offset2 = (uint16_t)offset * UINT32_C(0x10001);
-    for (; n >= 4; n -= 4) {
-        uint32_t four = htpw_small_load(x);
-        const uint32_t even = htpw_small_even(offset2, four), odd = htpw_small_odd(offset2, four);
-        four = htpw_small_load(w);
-        s0 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s0));
-        four = htpw_small_load(w + pitch);
-        s1 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s1));
-        four = htpw_small_load(w + 2 * pitch);
-        s2 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s2));
-        four = htpw_small_load(w + 3 * pitch);
-        s3 = htpw_small_smlad(htpw_small_odd0(four), odd, htpw_small_smlad(htpw_small_even0(four), even, s3));
-        x += 4;
-        w += 4;
+    const int8_t *const end = x + (n & ~3);
+    if (x != end) { /* in assembly, because compilers spill */
+        uint32_t even, odd, a, b;
+        __asm__("1:\n"
+                "ldr %[b], [%[x]], #4\n"
+                "sxtab16 %[even], %[offset], %[b]\n"
+                "sxtab16 %[odd], %[offset], %[b], ror #8\n"
+                "ldr %[b], [%[w], %[pitch]]\n"
+                "sxtb16 %[a], %[b]\n"
+                "sxtb16 %[b], %[b], ror #8\n"
+                "smlad %[s1], %[a], %[even], %[s1]\n"
+                "smlad %[s1], %[b], %[odd], %[s1]\n"
+                "add %[b], %[w], %[pitch], lsl #1\n"
+                "ldr %[b], [%[b], %[pitch]]\n"
+                "sxtb16 %[a], %[b]\n"
+                "sxtb16 %[b], %[b], ror #8\n"
+                "smlad %[s3], %[a], %[even], %[s3]\n"
+                "smlad %[s3], %[b], %[odd], %[s3]\n"
+                "ldr %[b], [%[w], %[pitch], lsl #1]\n"
+                "sxtb16 %[a], %[b]\n"
+                "sxtb16 %[b], %[b], ror #8\n"
+                "smlad %[s2], %[a], %[even], %[s2]\n"
+                "smlad %[s2], %[b], %[odd], %[s2]\n"
+                "ldr %[b], [%[w]], #4\n"
+                "sxtb16 %[a], %[b]\n"
+                "sxtb16 %[b], %[b], ror #8\n"
+                "smlad %[s0], %[a], %[even], %[s0]\n"
+                "smlad %[s0], %[b], %[odd], %[s0]\n"
+                "cmp %[x], %[end]\n"
+                "bne 1b\n"
+                : [x] "+&r"(x), [w] "+&r"(w), [s0] "+&r"(s0), [s1] "+&r"(s1), [s2] "+&r"(s2), [s3] "+&r"(s3), [even] "=&r"(even),
+                  [odd] "=&r"(odd), [a] "=&r"(a), [b] "=&r"(b)
+                : [offset] "r"(offset2), [pitch] "r"(pitch), [end] "r"(end)
+                : "cc", "memory");
     }
+    n &= 3;
 #endif
     for (; n > 0; n--, w++) {
         const int32_t v = *x++ + offset;

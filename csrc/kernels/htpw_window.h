@@ -50,6 +50,13 @@ static inline void htpw_lane_rows(int32_t count, size_t row, size_t lane[HTPW_LA
 /* HTPW_CONFIG_SMALL: short loops, in C, with the DSP extension where a Cortex-M has it. */
 #if HTPW_SMALL
 
+static inline void htpw_small_start(uint32_t sum[HTPW_LANES]) { /* an initialiser would call memset */
+    sum[0] = 0;
+    sum[1] = 0;
+    sum[2] = 0;
+    sum[3] = 0;
+}
+
 /* sum[j] += sum_i (x[i] + offset) * w[j * pitch + i], modulo 2^32. */
 void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch, uint32_t sum[HTPW_LANES]);
 

@@ -53,7 +53,9 @@ def measure(image: Image, board: Board, schedule: str, settings: Settings, x: np
     bind = sum(phase.cost.instructions for phase in done.phases if phase.name == "bind")
     limit = LIMITS.get((settings.trim, settings.opt)) if board.cpu == "cortex-m4" else None
     code = library_code(built)
-    met = {} if limit is None else {"limit_kb": limit, "within_1000": code["bytes"] <= limit * 1000, "within_1024": code["bytes"] <= limit * 1024}
+    met = {}
+    if limit is not None:
+        met = {"limit_kb": limit} | {f"within_{unit}": code["bytes"] <= limit * unit for unit in (1000, 1024)}
     return {"build": settings.trim or "whole", "opt": settings.opt, "backend": done.backend, **code, **met,
             "instructions": {"synthesis": bind + runs[0] - runs[-1], "inference": runs[-1]}}
 
@@ -100,7 +102,8 @@ def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[An
     rows = [[f"{r['build']} {r['opt']}", r["text"], r["rodata"], r["bytes"], r["instructions"]["synthesis"], r["instructions"]["inference"],
              r["synthesis_ratio"] or "-", r["inference_ratio"], r["inference_ratio_peer"] or "-", _verdict(r)] for r in found["builds"]]
     yield ("Library code, bytes, and instructions of the same builds (counted)",
-           ["build", "text", "rodata", "sum", "synthesis", "inference", "synthesis / whole", "inference / whole", "inference / CMSIS-NN", "aim"],
+           ["build", "text", "rodata", "sum", "synthesis", "inference", "synthesis / whole", "inference / whole", "inference / CMSIS-NN",
+            "aim"],
            rows)
     asked = next(r for r in found["builds"] if r["is_asked_for"])
     symbols = [[s["name"], s["section"], s["bytes"]] for s in asked["symbols"]]
