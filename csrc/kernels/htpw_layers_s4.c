@@ -16,7 +16,8 @@ static void htpw_conv_s4_cell(const struct htpw_window *g, const struct htpw_req
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
             for (int32_t kx = tx.first; kx < tx.end; kx += step) {
                 const size_t xi = htpw_cell(0, y0 + ky * g->dil_h, x0 + kx * g->dil_w, 0, g->in_w, g->in_c) + from;
-                const size_t tap = ((size_t)o * (size_t)g->k_h + (size_t)ky) * (size_t)g->k_w + (size_t)kx; /* no htpw_cell: o counts */
+                const size_t tap = ((size_t)o * (size_t)g->k_h + (size_t)ky) * (size_t)g->k_w +
+                                   (size_t)kx; /* no htpw_cell: o counts */
                 sum += htpw_s4_dot(step * in_g, in_offset, x + xi, w, tap * (size_t)in_g);
             }
         }

@@ -9,7 +9,8 @@ int32_t htpw_requantise(int32_t v, int32_t multiplier, int32_t shift) {
 
 #if HTPW_SMALL
 
-void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch, uint32_t sum[HTPW_LANES]) {
+void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch,
+                    uint32_t sum[HTPW_LANES]) {
     uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
 #ifdef HTPW_SMALL_DSP /* four columns at a time */
     const uint32_t offset2 = (uint16_t)offset * UINT32_C(0x10001);
@@ -43,8 +44,8 @@ void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
                 "smlad %[s0], %[b], %[odd], %[s0]\n"
                 "cmp %[x], %[end]\n"
                 "bne 1b\n"
-                : [x] "+&r"(x), [w] "+&r"(w), [s0] "+&r"(s0), [s1] "+&r"(s1), [s2] "+&r"(s2), [s3] "+&r"(s3), [even] "=&r"(even),
-                  [odd] "=&r"(odd), [a] "=&r"(a), [b] "=&r"(b)
+                : [x] "+&r"(x), [w] "+&r"(w), [s0] "+&r"(s0), [s1] "+&r"(s1), [s2] "+&r"(s2), [s3] "+&r"(s3),
+                  [even] "=&r"(even), [odd] "=&r"(odd), [a] "=&r"(a), [b] "=&r"(b)
                 : [offset] "r"(offset2), [pitch] "r"(pitch), [end] "r"(end)
                 : "cc", "memory");
     }
@@ -86,8 +87,10 @@ void htpw_small_taps(int32_t n, uint32_t offset2, const int8_t *x, size_t x_step
 }
 #endif
 
-void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum, int8_t *y) {
-    const int32_t out_offset = q->out_offset, act_min = q->act_min, act_max = q->act_max; /* y may be anything's, for all that is known */
+void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum,
+                       int8_t *y) {
+    const int32_t out_offset = q->out_offset, act_min = q->act_min,
+                  act_max = q->act_max; /* y may be anything's, for all that is known */
     const int32_t step = q->per_channel ? 1 : 0, *multiplier = q->multiplier + c * step, *shifts = q->shift + c * step;
     const int8_t *const end = y + count;
     bias = bias != NULL ? bias + c : NULL;

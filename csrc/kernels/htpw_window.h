@@ -58,10 +58,12 @@ static inline void htpw_small_start(uint32_t sum[HTPW_LANES]) { /* an initialise
 }
 
 /* sum[j] += sum_i (x[i] + offset) * w[j * pitch + i], modulo 2^32. */
-void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch, uint32_t sum[HTPW_LANES]);
+void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch,
+                    uint32_t sum[HTPW_LANES]);
 
 /* Outputs of channels c .. c + count - 1 from their sums, to y. */
-void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum, int8_t *y);
+void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum,
+                       int8_t *y);
 
 #if defined(__ARM_FEATURE_SIMD32) && defined(__ARM_FEATURE_UNALIGNED) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN)
 #define HTPW_SMALL_DSP 1
@@ -71,7 +73,9 @@ struct htpw_small_word {
     uint32_t value;
 } __attribute__((packed, may_alias));
 
-static inline uint32_t htpw_small_load(const int8_t *p) { return ((const struct htpw_small_word *)(const void *)p)->value; }
+static inline uint32_t htpw_small_load(const int8_t *p) {
+    return ((const struct htpw_small_word *)(const void *)p)->value;
+}
 
 /* Instructions that compilers do not make of what ACLE offers: bytes 0 and 2, or 1 and 3, by halves, plus a. */
 static inline uint32_t htpw_small_even(uint32_t a, uint32_t x) {
