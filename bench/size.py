@@ -3,8 +3,8 @@
     python bench/size.py model.htpw [--compiler gcc] [--symbols] [--json size.json]
 
 Builds: the whole library at -O3 and -Os, and those that `pyhtpw export c` configures for the image with `--code` fast and compact at
--O3 and small at -Os. Code is what firmware that opens, plans, binds and runs links (.text of the library's functions; .rodata beside
-it). Instructions are counted under emulation, on one window of random int8; kernels and logits are compared with the host's.
+-O3 and small at -Os. Code is what firmware that opens, plans, binds and runs links: .text of the library's functions, and .rodata.
+Instructions are counted under emulation, on one window of random int8; kernels and logits are compared with the host's.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import numpy as np
 from pyhtpw.errors import HtpwError, VerifyError
 from pyhtpw.export import c
 from pyhtpw.model import Image
-from pyhtpw.target import Emulator, toolchain
+from pyhtpw.target import Emulator, toolchain, trim
 from pyhtpw.target.model import TargetModel
 
 CPU = "cortex-m4"
-BUILDS = (("whole", "-O3", None), ("whole", "-Os", None), ("fast", "-O3", None), ("compact", "-O3", 14000), ("small", "-Os", 8000))
+BUILDS = (("whole", "-O3", None), ("whole", "-Os", None), ("fast", "-O3", None), ("compact", "-O3", 14), ("small", "-Os", 8))  # kB of .text and .rodata
 
 
 def measure(image: Image, code: str, opt: str, compiler: str) -> dict[str, Any]:
@@ -55,13 +55,20 @@ def main() -> int:
     except HtpwError as error:
         print(f"size: {error}", file=sys.stderr)
         return 2
-    fastest = rows[0]["instructions"]["inference"]
-    print(f"{'build':14} {'text':>7} {'rodata':>7} {'open':>9} {'synthesis':>10} {'inference':>10}  speed")
+    fastest, theirs = rows[0]["instructions"], trim.peer(image, CPU)
+    for row in rows:
+        n, kb, code = row["instructions"], row["target"], row["text"] + row["rodata"]
+        row["ratios"] = {"inference": round(n["inference"] / fastest["inference"], 3),
+                         "synthesis": round(n["synthesis"] / fastest["synthesis"], 3) if fastest["synthesis"] else None,
+                         "inference_to_cmsis_nn": None if theirs is None else round(n["inference"] / theirs, 3)}
+        row["met"] = None if kb is None else {f"kB of {unit}": code <= kb * unit for unit in (1000, 1024)}
+    print(f"{'build':14} {'text':>7} {'rodata':>7} {'open':>9} {'synthesis':>10} {'inference':>10}  inference / whole -O3")
     for row in rows:
         n = row["instructions"]
-        verdict = "" if row["target"] is None else f"  target {row['target']}: {'met' if row['text'] <= row['target'] else 'MISSED'}"
+        verdict = "" if row["met"] is None else f"  target {row['target']} " + ", ".join(
+            f"{unit}: {'met' if met else 'MISSED'}" for unit, met in row["met"].items())
         print(f"{row['code']:9} {row['opt']:4} {row['text']:>7} {row['rodata']:>7} {n['open']:>9} {n['synthesis']:>10} {n['inference']:>10}"
-              f"  {fastest / n['inference']:.2f}{verdict}")
+              f"  {row['ratios']['inference']:.3f}{verdict}")
         for name, size in row["symbols"].items() if options.symbols else ():
             print(f"    {size:>6} {name}")
     if options.json:

@@ -39,9 +39,9 @@ extern "C" {
 
 /* Every error, once: name, code, text. The enum, htpw_error_text and the Python exceptions come from this list. */
 #define HTPW_ERRORS(X)                                                                                                 \
-    X(TRUNCATED, -1, "image is shorter than a header or than the length its header states")                           \
+    X(TRUNCATED, -1, "image is shorter than a header or than the length its header states")                            \
     X(MAGIC, -2, "not an HTPW image (bad magic)")                                                                      \
-    X(VERSION, -3, "image format version or rounding rule is not supported by this library")                          \
+    X(VERSION, -3, "image format version or rounding rule is not supported by this library")                           \
     X(HEADER_CRC, -4, "header or section table is corrupt (CRC-32 differs)")                                           \
     X(SECTION, -5, "section table is malformed (unknown, repeated or out-of-order tag, offset, length or padding)")    \
     X(SECTION_CRC, -6, "a section is corrupt (CRC-32 differs)")                                                        \
@@ -71,7 +71,7 @@ enum htpw_error {
 #define HTPW_ERROR_ENUM(name, code, text) HTPW_ERR_##name = (code),
     HTPW_ERRORS(HTPW_ERROR_ENUM)
 #undef HTPW_ERROR_ENUM
-    HTPW_OK = 0
+        HTPW_OK = 0
 };
 
 /* A build may leave parts of the library out (htpw_config.h). An image that needs one is refused with HTPW_ERR_LEFT_OUT, as a code of
@@ -96,7 +96,7 @@ enum htpw_backend_id {
 #define HTPW_BACKEND_ENUM(name, id, text, ...) HTPW_BACKEND_##name = (id),
     HTPW_BACKENDS(HTPW_BACKEND_ENUM)
 #undef HTPW_BACKEND_ENUM
-    HTPW_BACKEND_COUNT
+        HTPW_BACKEND_COUNT
 };
 
 /* When cached kernels are made, and where they live. All schedules give the same bytes. */
@@ -138,13 +138,13 @@ struct htpw_plan {
 
 /* A region of writable, memory-mapped flash, and how to write it. Offsets are from `base`. */
 struct htpw_flash {
-    const uint8_t *base;  /* where it is read, 4-byte aligned */
-    uint32_t bytes;       /* of the region, a multiple of erase_bytes */
-    uint32_t page_bytes;  /* programmed at once, each once between two erasures: a multiple of 4, at least 4 */
+    const uint8_t *base; /* where it is read, 4-byte aligned */
+    uint32_t bytes; /* of the region, a multiple of erase_bytes */
+    uint32_t page_bytes; /* programmed at once, each once between two erasures: a multiple of 4, at least 4 */
     uint32_t erase_bytes; /* erased at once, to 0xFF: a multiple of page_bytes */
-    uint8_t *page;        /* page_bytes of SRAM, 4-byte aligned, for a page on its way */
-    void *user;           /* handed to the two functions; they return 0, or anything else if they failed */
-    int (*erase)(void *user, uint32_t offset);                        /* the erase block at offset */
+    uint8_t *page; /* page_bytes of SRAM, 4-byte aligned, for a page on its way */
+    void *user; /* handed to the two functions; they return 0, or anything else if they failed */
+    int (*erase)(void *user, uint32_t offset); /* the erase block at offset */
     int (*program)(void *user, uint32_t offset, const uint8_t *page); /* the page at offset */
 };
 
@@ -159,19 +159,19 @@ struct htpw_context {
     const struct htpw_model *model;
     const struct htpw_backend *backend;
     uint8_t *arena;
-    uint8_t *cache;         /* in SRAM; NULL if the kernels are in flash */
+    uint8_t *cache; /* in SRAM; NULL if the kernels are in flash */
     const uint8_t *kernels; /* where they are read: the cache, or flash */
     uint8_t ready[HTPW_CACHED_MAX / 8]; /* bit l: cached kernel l has been made */
-    htpw_hook_fn hook;                  /* NULL: none */
+    htpw_hook_fn hook; /* NULL: none */
     void *hook_user;
     /* of a run by parts that is under way: */
     const int8_t *input, *logits; /* what it began with */
-    uint32_t done;                /* operators; 0: none is under way */
+    uint32_t done; /* operators; 0: none is under way */
 };
 
 /* One cached kernel. */
 struct htpw_kernel_info {
-    uint32_t op;    /* index of its operator in the image */
+    uint32_t op; /* index of its operator in the image */
     uint32_t bytes; /* int8 weights, row-major as docs/SPEC.md section 1 */
 };
 
@@ -250,8 +250,8 @@ int htpw_codes_rollback(const struct htpw_model *model, const struct htpw_flash 
 typedef int (*htpw_verify_fn)(void *user, const uint8_t *digest, const uint8_t *signature, size_t signature_bytes);
 
 /* Shows the digest of an image or code pack to `verify` before a byte of it is interpreted. Errors: SIGNATURE, ARGUMENT. */
-int htpw_verify(const void *data, size_t length, const uint8_t *signature, size_t signature_bytes, htpw_verify_fn verify,
-                void *user);
+int htpw_verify(const void *data, size_t length, const uint8_t *signature, size_t signature_bytes,
+                htpw_verify_fn verify, void *user);
 
 /* SHA-256 (FIPS 180-4) of `length` bytes. */
 void htpw_sha256(const void *data, size_t length, uint8_t *digest);

@@ -9,7 +9,8 @@
 #include "backends/x86_avx512vnni/htpw_vnni.h"
 
 /* The portable backend may be left out only where there is another on every machine that the build is for. */
-#if defined(HTPW_HAS_ARMV81M_MVE) || defined(HTPW_HAS_ARMV7EM_DSP) || defined(HTPW_HAS_THUMB) || defined(HTPW_HAS_CMSIS_NN)
+#if defined(HTPW_HAS_ARMV81M_MVE) || defined(HTPW_HAS_ARMV7EM_DSP) || defined(HTPW_HAS_THUMB) ||                       \
+    defined(HTPW_HAS_CMSIS_NN)
 #define HTPW_HAS_PORTABLE HTPW_WITH(PORTABLE)
 #else
 #define HTPW_HAS_PORTABLE 1
@@ -58,21 +59,22 @@ void htpw_conv1x1_s4_plain(int32_t rows, int32_t in_c, int32_t out_c, const stru
     htpw_conv1x1_s4_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
 }
 
-static const struct htpw_backend htpw_portable = {
-    HTPW_BACKEND_PORTABLE,
-    HTPW_IF(HTPW_WITH(CONV), htpw_portable_conv),
-    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_portable_depthwise),
-    HTPW_IF(HTPW_ANY_ROWS, htpw_portable_conv1x1),
-    HTPW_IF(HTPW_ANY_PACKED, htpw_portable_packed),
-    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_ref),
-    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_ref),
-    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_ref),
-    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
-    NULL};
+static const struct htpw_backend htpw_portable = {HTPW_BACKEND_PORTABLE,
+                                                  HTPW_IF(HTPW_WITH(CONV), htpw_portable_conv),
+                                                  HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_portable_depthwise),
+                                                  HTPW_IF(HTPW_ANY_ROWS, htpw_portable_conv1x1),
+                                                  HTPW_IF(HTPW_ANY_PACKED, htpw_portable_packed),
+                                                  HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_ref),
+                                                  HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_ref),
+                                                  HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_ref),
+                                                  HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
+                                                  NULL};
 
 /* x86: a CPU has them or not; the compiler's runtime asks CPUID and XGETBV once, and keeps the answer itself. */
 #ifdef HTPW_HAS_X86_AVX2
-static const struct htpw_backend *htpw_find_avx2(void) { return __builtin_cpu_supports("avx2") ? &htpw_backend_x86_avx2 : NULL; }
+static const struct htpw_backend *htpw_find_avx2(void) {
+    return __builtin_cpu_supports("avx2") ? &htpw_backend_x86_avx2 : NULL;
+}
 #endif
 #ifdef HTPW_HAS_X86_AVX512VNNI
 static const struct htpw_backend *htpw_find_vnni(void) {

@@ -94,7 +94,8 @@ static HTPW_COLD int htpw_pack_apply(struct htpw_model *model, const uint8_t *p,
     changed.pack_number = htpw_load_u32(p + 12);
     changed.pack_crc = htpw_load_u32(p + 48);
     error = htpw_operators_check(&changed);
-    for (uint32_t at = 0; error == HTPW_OK && at < changed.pack.length; entries++) { /* operators_check has measured them */
+    for (uint32_t at = 0; error == HTPW_OK && at < changed.pack.length;
+         entries++) { /* operators_check has measured them */
         at += HTPW_PACK_ENTRY + ((htpw_load_u32(changed.pack.data + at + 4) + 3u) & ~UINT32_C(3));
     }
     if (error == HTPW_OK && (entries == 0 || entries != htpw_load_u16(p + 6))) {

@@ -46,7 +46,8 @@
 
 /* What several parts have in common. */
 #define HTPW_ANY_PLAIN                                                                                                 \
-    (HTPW_WITH(ADD) || HTPW_WITH(AVGPOOL) || HTPW_WITH(MAXPOOL) || HTPW_WITH(TABLE) || HTPW_WITH(MUL) || HTPW_WITH(ATTEND))
+    (HTPW_WITH(ADD) || HTPW_WITH(AVGPOOL) || HTPW_WITH(MAXPOOL) || HTPW_WITH(TABLE) || HTPW_WITH(MUL) ||               \
+     HTPW_WITH(ATTEND))
 #define HTPW_ANY_MATRIX (HTPW_WITH(CONV1X1) || HTPW_WITH(FC))
 #define HTPW_ANY_CACHED_STORED (HTPW_WITH(STORED4) || HTPW_WITH(STORED2))
 #define HTPW_ANY_TILES                                                                                                 \
@@ -59,7 +60,7 @@
 #define HTPW_ANY_WIDE (HTPW_WITH(FUSED) || HTPW_WITH(LARGE))
 #endif
 #define HTPW_ANY_BLOCKS (!HTPW_SMALL) /* a layout that is not row-major */
-#define HTPW_ANY_PACKED (HTPW_ANY_TILES || HTPW_ANY_CACHED_STORED)                  /* by those in the cache */
+#define HTPW_ANY_PACKED (HTPW_ANY_TILES || HTPW_ANY_CACHED_STORED) /* by those in the cache */
 
 /* For functions of which little is left when they are called with constants. */
 #ifdef __GNUC__

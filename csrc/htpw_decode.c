@@ -22,8 +22,7 @@ int htpw_cursor_start(const struct htpw_model *model, const struct htpw_backend_
     input->zero_point = htpw_load_i8(p + 6);
     input->written = 1;
     cursor->ops = 8;
-    if (input->h == 0 || input->w == 0 || input->c == 0 ||
-        (uint64_t)input->h * input->w * input->c > HTPW_TENSOR_MAX) {
+    if (input->h == 0 || input->w == 0 || input->c == 0 || (uint64_t)input->h * input->w * input->c > HTPW_TENSOR_MAX) {
         return HTPW_ERR_SHAPE;
     }
     return HTPW_OK;
@@ -340,10 +339,9 @@ uint32_t htpw_op_scratch(const struct htpw_backend_rule *rule, const struct htpw
     if (htpw_op_is(op, ATTEND)) {
         return htpw_round16((uint32_t)op->in.h * op->in.w);
     }
-    const uint32_t kernel = !HTPW_ANY_BLOCKS ? 0u
-                            : htpw_op_is(op, DEPTHWISE)
-                                ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
-                                : htpw_backend_scratch(rule, op->products);
+    const uint32_t kernel = !HTPW_ANY_BLOCKS            ? 0u
+                            : htpw_op_is(op, DEPTHWISE) ? htpw_backend_depthwise_scratch(rule, op->products, op->out.c)
+                                                        : htpw_backend_scratch(rule, op->products);
     return op->products != 0 ? htpw_op_quant_bytes(op) + htpw_round16(kernel) : 0u;
 }
 

@@ -36,9 +36,7 @@ static const char *htpw_left_out_text(int code) {
 #define HTPW_SOURCE_CASE(name, id, more) HTPW_LEFT_OUT_CASE(HTPW_LEFT_OUT_SOURCE(id), name)
 #define HTPW_EXTRA_CASE(name, id) HTPW_LEFT_OUT_CASE(HTPW_LEFT_OUT_EXTRA(id), name)
         HTPW_OPERATORS(HTPW_OPERATOR_CASE)
-        HTPW_STORED(HTPW_SOURCE_CASE) HTPW_HEADS(HTPW_SOURCE_CASE) HTPW_EXTRAS(HTPW_EXTRA_CASE)
-    default:
-        return NULL;
+        HTPW_STORED(HTPW_SOURCE_CASE) HTPW_HEADS(HTPW_SOURCE_CASE) HTPW_EXTRAS(HTPW_EXTRA_CASE) default : return NULL;
     }
 }
 

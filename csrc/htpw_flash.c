@@ -187,8 +187,8 @@ int htpw_bind_flash(struct htpw_context *ctx, const struct htpw_model *model, in
     struct htpw_context bound;
     struct htpw_plan plan;
     const int is_installed = schedule == HTPW_INSTALLED;
-    int error = htpw_bind_common(&bound, model, backend, arena, is_installed ? HTPW_WALK_RUN : HTPW_WALK_SYNTHESIS,
-                                 &plan);
+    int error =
+        htpw_bind_common(&bound, model, backend, arena, is_installed ? HTPW_WALK_RUN : HTPW_WALK_SYNTHESIS, &plan);
     if (error != HTPW_OK) {
         return error;
     }

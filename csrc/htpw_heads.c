@@ -144,7 +144,8 @@ static HTPW_COLD int htpw_read_tiled(struct htpw_reader *r, const struct htpw_ge
     return error;
 }
 
-static HTPW_COLD int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generator *g, struct htpw_head *head) {
+static HTPW_COLD int htpw_read_factorised(struct htpw_reader *r, const struct htpw_generator *g,
+                                          struct htpw_head *head) {
     const uint8_t *p = htpw_read(r, 4);
     if (p == NULL) {
         return HTPW_ERR_DATA;
@@ -235,7 +236,8 @@ static HTPW_COLD int htpw_read_head(const struct htpw_model *model, struct htpw_
     if (error != HTPW_OK && (head->kind != HTPW_SOURCE_CODEBOOK || model->generators.length != 0)) {
         return error;
     }
-    if (error != HTPW_OK) { /* a codebook's table of weights needs no generator; one of codes is refused with its missing head */
+    if (error !=
+        HTPW_OK) { /* a codebook's table of weights needs no generator; one of codes is refused with its missing head */
         generator.dz = 0;
     }
     switch (head->kind) {
@@ -315,9 +317,10 @@ HTPW_COLD int htpw_heads_check(struct htpw_model *model) {
         if (HTPW_WITH(CODEBOOK) && error == HTPW_OK && head.table != NULL) {
             error = htpw_generator_load(model, head.generator, &g);
             const uint32_t row = head.stages != 0 ? g.dz : head.tile;
-            error = head.stages == 0 || error == HTPW_OK
-                        ? htpw_bits_tail_is_zero(head.table, head.entries * row, head.entry_bits) ? HTPW_OK : HTPW_ERR_DATA
-                        : error;
+            error =
+                head.stages == 0 || error == HTPW_OK
+                    ? htpw_bits_tail_is_zero(head.table, head.entries * row, head.entry_bits) ? HTPW_OK : HTPW_ERR_DATA
+                    : error;
         }
     }
     return error == HTPW_OK && r.left != 0 ? HTPW_ERR_DATA : error;

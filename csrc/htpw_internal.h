@@ -248,7 +248,8 @@ static HTPW_FOLDED int htpw_op_needs(const struct htpw_op *op, enum htpw_extra e
         }
         if (op->kind == HTPW_OP_ADD) {
             const struct htpw_elementwise *e = &op->scalars;
-            return htpw_tensor_size(&op->out) % 4u != 0 || e->left_shift > 21 || e->out_shift > -1 || e->out_shift < -22;
+            return htpw_tensor_size(&op->out) % 4u != 0 || e->left_shift > 21 || e->out_shift > -1 ||
+                   e->out_shift < -22;
         }
         if (op->weight_count != 0) {
             return (op->kind == HTPW_OP_CONV && op->window.groups != 1) || op->products < 4;
@@ -308,7 +309,7 @@ uint32_t htpw_synth_scratch(const struct htpw_model *model, int backend);
 /* A matrix of a head that is too large for a copy in scratch: some rows at a time. */
 struct htpw_part {
     struct htpw_matrix matrix;
-    int8_t *rows;  /* scratch for them; NULL if they lie in the image as they run */
+    int8_t *rows; /* scratch for them; NULL if they lie in the image as they run */
     uint32_t step; /* rows at a time */
 };
 
@@ -318,13 +319,13 @@ struct htpw_synth {
     struct htpw_head head;
     struct htpw_synth_job job;
     struct htpw_part part[HTPW_SYNTH_LAYERS_MAX];
-    int is_fused;      /* the backend's synth may be asked */
-    uint32_t tiles;    /* made at one time, if they pass through scratch */
-    uint32_t pitch;    /* of tiles in scratch */
-    uint32_t group;    /* weights that the backend's synth stores together */
+    int is_fused; /* the backend's synth may be asked */
+    uint32_t tiles; /* made at one time, if they pass through scratch */
+    uint32_t pitch; /* of tiles in scratch */
+    uint32_t group; /* weights that the backend's synth stores together */
     int8_t *buffer[2]; /* codes or embeddings of all of them, used in turn */
-    int8_t *weights;   /* on their way into the cache's layout */
-    void *scratch;     /* of the backend's kernels */
+    int8_t *weights; /* on their way into the cache's layout */
+    void *scratch; /* of the backend's kernels */
 };
 
 #define HTPW_SYNTH_NONE UINT32_MAX

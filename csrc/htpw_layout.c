@@ -55,8 +55,8 @@ static void htpw_layout_put_one(const struct htpw_layout *layout, void *packed, 
 }
 
 /* n columns of row o from column i on, one by one. */
-static HTPW_COLD void htpw_layout_put_apart(const struct htpw_layout *layout, uint32_t steps, uint32_t o, uint32_t i, uint32_t n,
-                                  const int8_t *w, void *packed) {
+static HTPW_COLD void htpw_layout_put_apart(const struct htpw_layout *layout, uint32_t steps, uint32_t o, uint32_t i,
+                                            uint32_t n, const int8_t *w, void *packed) {
     for (uint32_t k = 0; k < n; k++) {
         htpw_layout_put_one(layout, packed, htpw_layout_index(layout, steps, o, i + k), w[k]);
     }
@@ -87,8 +87,8 @@ static void htpw_layout_put_steps(const struct htpw_layout *layout, uint32_t row
     }
 }
 
-HTPW_COLD void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count, const int8_t *w,
-                     void *packed) {
+HTPW_COLD void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, uint32_t first, uint32_t count,
+                               const int8_t *w, void *packed) {
     if (!HTPW_ANY_BLOCKS) {
         for (uint32_t i = 0; i < count; i++) {
             ((int8_t *)packed)[first + i] = w[i];
@@ -98,7 +98,8 @@ HTPW_COLD void htpw_layout_put(const struct htpw_layout *layout, uint32_t in_c, 
     if (!HTPW_WITH(UNROLL)) {
         for (uint32_t k = 0; k < count; k++) {
             const uint32_t o = (first + k) / in_c, i = (first + k) % in_c;
-            htpw_layout_put_one(layout, packed, htpw_layout_index(layout, htpw_blocks(in_c, layout->in_block), o, i), w[k]);
+            htpw_layout_put_one(layout, packed, htpw_layout_index(layout, htpw_blocks(in_c, layout->in_block), o, i),
+                                w[k]);
         }
         return;
     }
@@ -151,7 +152,8 @@ void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32
     const uint32_t rows = htpw_blocks(out_c, layout->out_block) * layout->out_block;
     int32_t *sums = (int32_t *)(void *)((uint8_t *)packed + htpw_layout_weight_bytes(layout, out_c, in_c));
 #ifdef HTPW_HAS_ARMV81M_MVE
-    if (layout->out_block == 4 && layout->in_block == 16) { /* its own layout, for which a loop over weights is too slow */
+    if (layout->out_block == 4 &&
+        layout->in_block == 16) { /* its own layout, for which a loop over weights is too slow */
         htpw_mve_row_sums(rows / 4u, steps, (const int8_t *)packed, sums);
         return;
     }
@@ -165,7 +167,8 @@ void htpw_layout_finish(const struct htpw_layout *layout, uint32_t out_c, uint32
     }
 }
 
-HTPW_COLD void htpw_layout_get(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, const void *packed, int8_t *w) {
+HTPW_COLD void htpw_layout_get(const struct htpw_layout *layout, uint32_t out_c, uint32_t in_c, const void *packed,
+                               int8_t *w) {
     const uint32_t steps = htpw_blocks(in_c, layout->in_block);
     for (uint32_t o = 0; o < out_c; o++) {
         for (uint32_t i = 0; i < in_c; i++) {

@@ -8,8 +8,9 @@ enum { HTPW_HEADER_BYTES = 16, HTPW_ENTRY_BYTES = 16, HTPW_SECTIONS_MAX = 16 };
 enum htpw_section { HTPW_INFO, HTPW_OPS, HTPW_QUAN, HTPW_WGHT, HTPW_GENR, HTPW_HEAD, HTPW_CODE, HTPW_SECTION_COUNT };
 #define HTPW_TAG(a, b, c, d) ((uint32_t)(a) | (uint32_t)(b) << 8 | (uint32_t)(c) << 16 | (uint32_t)(d) << 24)
 static const uint32_t htpw_section_tags[HTPW_SECTION_COUNT] = {
-    HTPW_TAG('I', 'N', 'F', 'O'), HTPW_TAG('O', 'P', 'S', ' '), HTPW_TAG('Q', 'U', 'A', 'N'), HTPW_TAG('W', 'G', 'H', 'T'),
-    HTPW_TAG('G', 'E', 'N', 'R'), HTPW_TAG('H', 'E', 'A', 'D'), HTPW_TAG('C', 'O', 'D', 'E')};
+    HTPW_TAG('I', 'N', 'F', 'O'), HTPW_TAG('O', 'P', 'S', ' '), HTPW_TAG('Q', 'U', 'A', 'N'),
+    HTPW_TAG('W', 'G', 'H', 'T'), HTPW_TAG('G', 'E', 'N', 'R'), HTPW_TAG('H', 'E', 'A', 'D'),
+    HTPW_TAG('C', 'O', 'D', 'E')};
 
 static int htpw_is_zero(const uint8_t *p, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
@@ -108,8 +109,7 @@ static int htpw_op_left_out(const struct htpw_op *op) {
 HTPW_COLD int htpw_operators_check(struct htpw_model *model) {
     struct htpw_cursor cursor;
     struct htpw_op op;
-    int result =
-        htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), HTPW_WALK_SYNTHESIS, &cursor);
+    int result = htpw_cursor_start(model, htpw_backend_rule(HTPW_BACKEND_PORTABLE), HTPW_WALK_SYNTHESIS, &cursor);
     if (result != HTPW_OK) {
         return result;
     }

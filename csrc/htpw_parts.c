@@ -10,7 +10,8 @@ static const struct htpw_part_row {
 #define HTPW_OPERATOR_ROW(name, id, bytes) {HTPW_PART_OPERATOR, id, HTPW_WITH(name), #name},
 #define HTPW_SOURCE_ROW(name, id, more) {HTPW_PART_SOURCE, id, HTPW_WITH(name), #name},
 #define HTPW_EXTRA_ROW(name, id) {HTPW_PART_EXTRA, id, HTPW_WITH(name), #name},
-    HTPW_OPERATORS(HTPW_OPERATOR_ROW) HTPW_STORED(HTPW_SOURCE_ROW) HTPW_HEADS(HTPW_SOURCE_ROW) HTPW_EXTRAS(HTPW_EXTRA_ROW)
+    HTPW_OPERATORS(HTPW_OPERATOR_ROW) HTPW_STORED(HTPW_SOURCE_ROW) HTPW_HEADS(HTPW_SOURCE_ROW)
+        HTPW_EXTRAS(HTPW_EXTRA_ROW)
 #undef HTPW_OPERATOR_ROW
 #undef HTPW_SOURCE_ROW
 #undef HTPW_EXTRA_ROW
@@ -34,7 +35,8 @@ static int htpw_heads_need(const struct htpw_model *model, const struct htpw_par
         }
     }
     for (uint32_t i = 0; htpw_generator_load(model, i, &generator) == HTPW_OK; i++) {
-        for (uint32_t k = 0; part->kind == HTPW_PART_EXTRA && part->id == HTPW_EXTRA_LARGE && k < generator.layers; k++) {
+        for (uint32_t k = 0; part->kind == HTPW_PART_EXTRA && part->id == HTPW_EXTRA_LARGE && k < generator.layers;
+             k++) {
             needs |= htpw_matrix_is_large(&generator.layer[k]);
         }
     }

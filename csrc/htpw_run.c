@@ -21,8 +21,7 @@ static HTPW_COLD int htpw_make_all(struct htpw_context *ctx) {
     struct htpw_cursor cursor;
     struct htpw_synth s;
     struct htpw_op op;
-    int result =
-        htpw_cursor_start(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_SYNTHESIS, &cursor);
+    int result = htpw_cursor_start(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_SYNTHESIS, &cursor);
     s.made_for = HTPW_SYNTH_NONE;
     while (result >= 0 && (result = htpw_cursor_next(ctx->model, &cursor, &op)) > 0) {
         if (op.is_cached) {
@@ -33,7 +32,7 @@ static HTPW_COLD int htpw_make_all(struct htpw_context *ctx) {
 }
 
 HTPW_COLD int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
-                     enum htpw_walk walk, struct htpw_plan *plan) {
+                               enum htpw_walk walk, struct htpw_plan *plan) {
     const struct htpw_backend *kernels = htpw_backend_get(backend);
     const int error = htpw_plan(model, backend, walk, plan);
     if (error != HTPW_OK) {
@@ -56,8 +55,8 @@ HTPW_COLD int htpw_bind_common(struct htpw_context *ctx, const struct htpw_model
 }
 
 /* Binding checks everything before it changes the context. */
-HTPW_COLD int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena, size_t arena_bytes,
-              void *cache, size_t cache_bytes, int schedule) {
+HTPW_COLD int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model, int backend, void *arena,
+                        size_t arena_bytes, void *cache, size_t cache_bytes, int schedule) {
     struct htpw_context bound;
     struct htpw_plan plan;
     if (!HTPW_WITH(LAZY) && schedule == HTPW_LAZY) {
@@ -89,8 +88,7 @@ HTPW_COLD int htpw_bind(struct htpw_context *ctx, const struct htpw_model *model
 static HTPW_COLD int htpw_make_layer(struct htpw_context *ctx, uint32_t layer) {
     struct htpw_synth s;
     struct htpw_op op;
-    const int error =
-        htpw_cached_op(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_SYNTHESIS, layer, &op);
+    const int error = htpw_cached_op(ctx->model, htpw_backend_rule(ctx->backend->id), HTPW_WALK_SYNTHESIS, layer, &op);
     if (error == HTPW_OK) {
         s.made_for = HTPW_SYNTH_NONE;
         htpw_make_ready(ctx, &op, &s);
@@ -139,8 +137,9 @@ static int htpw_run_linear(struct htpw_context *ctx, const struct htpw_op *op, u
     int32_t *words = (int32_t *)(void *)scratch; /* the arena is 4-byte aligned and every part of it a multiple of 16 */
     htpw_quant_expand(&op->quant, words);
     const int32_t *bias = words + 2u * op->quant.count;
-    const struct htpw_requant q = {words,           words + op->quant.count, op->quant.count != 1 || op->out.c == 1,
-                                   op->out.zero_point, op->act_min,          op->act_max};
+    const struct htpw_requant q = {
+        words,      words + op->quant.count, op->quant.count != 1 || op->out.c == 1, op->out.zero_point, op->act_min,
+        op->act_max};
     const int32_t offset = -op->in.zero_point;
     const int32_t cells = op->kind == HTPW_OP_FC ? 1 : (int32_t)op->in.h * op->in.w;
     const int32_t rows = (int32_t)HTPW_BATCH(op->window.n) * cells; /* of conv1x1, and of fc */

@@ -69,8 +69,8 @@ void htpw_sha256(const void *data, size_t length, uint8_t *digest) {
     }
 }
 
-int htpw_verify(const void *data, size_t length, const uint8_t *signature, size_t signature_bytes, htpw_verify_fn verify,
-                void *user) {
+int htpw_verify(const void *data, size_t length, const uint8_t *signature, size_t signature_bytes,
+                htpw_verify_fn verify, void *user) {
     uint8_t digest[HTPW_SHA256_BYTES];
     if (data == NULL || signature == NULL || verify == NULL) {
         return HTPW_ERR_ARGUMENT;

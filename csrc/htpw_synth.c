@@ -5,7 +5,7 @@
 #include "backends/armv81m_mve/htpw_mve.h"
 #include "htpw_internal.h"
 
-#define HTPW_SYNTH_BATCH 512u   /* weights that pass through scratch at one time, unless one tile is larger */
+#define HTPW_SYNTH_BATCH 512u /* weights that pass through scratch at one time, unless one tile is larger */
 
 /* Hands out scratch; with base NULL it only counts, which is how the plan learns the size. */
 struct htpw_bump {
@@ -47,7 +47,7 @@ void htpw_values_read(const uint8_t *stream, uint32_t first, uint32_t n, uint32_
 /* The weights of a matrix from value 0 on, whatever they come from. */
 struct htpw_stream {
     const struct htpw_matrix *matrix;
-    uint32_t next;  /* value to come */
+    uint32_t next; /* value to come */
     uint32_t state; /* of a seeded matrix: xorshift32, four weights each */
 };
 
@@ -102,8 +102,8 @@ static HTPW_COLD void htpw_stage_pack(const struct htpw_matrix *m, const struct 
 }
 
 static HTPW_COLD void htpw_stage_prepare(const struct htpw_matrix *m, const struct htpw_layout *layout, int32_t act_min,
-                               int32_t act_max, struct htpw_bump *bump, struct htpw_synth_layer *out,
-                               struct htpw_part *part) {
+                                         int32_t act_max, struct htpw_bump *bump, struct htpw_synth_layer *out,
+                                         struct htpw_part *part) {
     const uint32_t bytes = htpw_layout_bytes(layout, m->rows, m->cols);
     part->step = m->rows;
     if (HTPW_WITH(LARGE)) {
@@ -168,8 +168,8 @@ static uint32_t htpw_synth_layers(const struct htpw_model *model, const struct h
 }
 
 /* Lays out scratch for one head and returns the bytes used; fills it if `base` is not NULL. Kernels are made in [-c, c]. */
-static HTPW_COLD uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule, uint32_t index,
-                                   int32_t c, uint8_t *base, struct htpw_synth *s) {
+static HTPW_COLD uint32_t htpw_synth_prepare(const struct htpw_model *model, const struct htpw_backend_rule *rule,
+                                             uint32_t index, int32_t c, uint8_t *base, struct htpw_synth *s) {
     struct htpw_bump bump = {base, 0};
     (void)htpw_head_load(model, index, &s->head); /* open has checked it */
     const uint32_t tile = s->head.tile;
@@ -223,10 +223,11 @@ static const struct htpw_layout *htpw_op_layout(const struct htpw_backend_rule *
 
 uint32_t htpw_kernel_bytes(const struct htpw_backend_rule *rule, const struct htpw_op *op) {
     return HTPW_WITH(NARROW) && op->is_narrow ? (op->weight_count + 1u) / 2u
-                         : htpw_layout_bytes(htpw_op_layout(rule, op), op->out.c, op->products);
+                                              : htpw_layout_bytes(htpw_op_layout(rule, op), op->out.c, op->products);
 }
 
-HTPW_COLD void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel, int8_t *w) {
+HTPW_COLD void htpw_kernel_get(const struct htpw_backend_rule *rule, const struct htpw_op *op, const uint8_t *kernel,
+                               int8_t *w) {
     if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_values_read(kernel, 0, op->weight_count, 4, w);
     } else {
@@ -359,8 +360,8 @@ static void htpw_synth_plainly(const struct htpw_backend *backend, const struct 
         if (!HTPW_WITH(LARGE) || layer->is_packed) {
             htpw_layer_run(backend, layer, tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u]);
         } else {
-            htpw_layer_run_parts(backend, layer, &s->part[i], tiles, s->scratch, s->buffer[from],
-                                 s->buffer[from ^ 1u], NULL, 0);
+            htpw_layer_run_parts(backend, layer, &s->part[i], tiles, s->scratch, s->buffer[from], s->buffer[from ^ 1u],
+                                 NULL, 0);
         }
     }
     const uint32_t rows = s->head.tile;
@@ -438,7 +439,8 @@ static void htpw_synth_tiles(const struct htpw_backend *backend, const struct ht
         s->job.codes_end = op->codes + htpw_bits_bytes(op->code_count, op->code_bits);
         s->job.code_bits = op->code_bits;
     }
-    for (uint32_t tile = HTPW_ANY_FUSED ? htpw_synth_direct(backend, s, to, all) : 0u, tiles; tile < all; tile += tiles) {
+    for (uint32_t tile = HTPW_ANY_FUSED ? htpw_synth_direct(backend, s, to, all) : 0u, tiles; tile < all;
+         tile += tiles) {
         tiles = all - tile < s->tiles ? all - tile : s->tiles;
         if (!HTPW_ANY_FUSED || !htpw_synth_through(backend, s, tile, tiles, to)) {
             htpw_synth_plainly(backend, op, s, tile, tiles, to);
@@ -473,8 +475,8 @@ static void htpw_synth_stored(const struct htpw_op *op, const struct htpw_sink *
     }
 }
 
-HTPW_COLD void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend, const struct htpw_op *op,
-                       struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel) {
+HTPW_COLD void htpw_synth_kernel(const struct htpw_model *model, const struct htpw_backend *backend,
+                                 const struct htpw_op *op, struct htpw_synth *s, uint8_t *scratch, uint8_t *kernel) {
     struct htpw_sink to;
     htpw_sink_start(&to, htpw_backend_rule(backend->id), op, kernel);
     if (HTPW_ANY_CACHED_STORED && op->codes == NULL) {
@@ -484,9 +486,12 @@ HTPW_COLD void htpw_synth_kernel(const struct htpw_model *model, const struct ht
         const int is_narrow = HTPW_WITH(NARROW) && op->is_narrow;
         const uint32_t wanted = op->head * 2u + (uint32_t)is_narrow;
         const uint32_t span = HTPW_ANY_FUSED ? htpw_kernel_bytes(htpw_backend_rule(backend->id), op) : 0u;
-        if (s->made_for != wanted || (HTPW_ANY_FUSED && span > s->job.span)) { /* what a backend prepares may depend on the span */
+        if (s->made_for != wanted ||
+            (HTPW_ANY_FUSED && span > s->job.span)) { /* what a backend prepares may depend on the span */
             (void)htpw_synth_prepare(model, htpw_backend_rule(with), op->head, is_narrow ? 7 : 127, scratch, s);
-            s->job.span = !HTPW_ANY_FUSED ? 0u : span > s->tiles * s->pitch ? span : s->tiles * s->pitch; /* of the kernel or of s->weights */
+            s->job.span = !HTPW_ANY_FUSED              ? 0u
+                          : span > s->tiles * s->pitch ? span
+                                                       : s->tiles * s->pitch; /* of the kernel or of s->weights */
             s->made_for = wanted;
         }
         if (!HTPW_WITH(CODEBOOK) || s->job.layers != 0) {

@@ -356,3 +356,28 @@ def test_the_command_line_names_what_is_missing(monkeypatch):
     assert "no-such-compiler" in str(done.exception)
     done = runner.invoke(app, ["target", "run", str(SMALL), "--input", "x.npy", "--data", "mitdb"])
     assert isinstance(done.exception, ConfigError)
+
+
+@needs_tools
+def test_a_trimmed_library_is_small_and_gives_the_same_bytes(small):
+    x = sample_windows(small, 2)
+    for code, schedule in (("small", "lazy"), ("compact", "installed")):
+        (row,) = boards.matrix(small, x, ["mps2-an386"], [schedule], Settings(opt="-Os", compiler="gcc", trim=code))
+        assert row.refused is None and row.differ == 0 and row.compared == 3 * (sum(k.bytes for k in small.cached) + 2 * small.plan().output)
+    found = measure.report(small, firmware.board_named("mps2-an386"), "boot", Settings(opt="-Os", compiler="gcc", trim="small"), x)
+    rows = {(r["build"], r["opt"]): r for r in found["code"]["builds"]}
+    whole, fast, least = rows["whole", "-O3"], rows["compact", "-O3"], rows["small", "-Os"]
+    assert least["is_asked_for"] and least["limit_kb"] == 8 and fast["limit_kb"] == 14 and "limit_kb" not in whole
+    assert least["bytes"] < fast["bytes"] < whole["bytes"] and least["within_1024"] and fast["within_1024"]
+    for row in rows.values():
+        named = sum(s["bytes"] for s in row["symbols"] if s["section"] == ".text")
+        assert named == row["text"] and row["bytes"] == row["text"] + row["rodata"]
+        assert {"htpw_run", "htpw_bind", "htpw_model_open"} <= {s["name"] for s in row["symbols"]}
+        assert not {"memcpy", "memset", "htpw_selftest", "htpw_error_text"} & {s["name"] for s in row["symbols"]}
+    assert found["counted"]["phases"]["inference"]["instructions"] == least["instructions"]["inference"]
+    assert found["counted"]["synthesis_instructions"] == least["instructions"]["synthesis"]
+    assert whole["inference_ratio"] == 1 and least["inference_ratio"] > fast["inference_ratio"]
+    text = "\n".join(measure.lines(found))
+    assert "small -Os" in text and "trimmed (small)" in text and "HTPW_WITH" not in text
+    with pytest.raises(ConfigError, match="unknown code 'tiny'"):
+        measure.report(small, firmware.board_named("mps2-an386"), "boot", Settings(compiler="gcc", trim="tiny"), x)

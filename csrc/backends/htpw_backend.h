@@ -19,23 +19,24 @@
  * weights follow, one per row of the filled-up matrix. Row-major int8 is {1, 1, 1, 0}. */
 struct htpw_layout {
     uint8_t out_block, in_block; /* in_block is 1, 2 or a multiple of 4 */
-    uint8_t bytes;               /* of one weight: 1, or 2 if widened to int16 */
-    uint8_t sums;                /* 1: row sums follow the weights */
+    uint8_t bytes; /* of one weight: 1, or 2 if widened to int16 */
+    uint8_t sums; /* 1: row sums follow the weights */
 };
 
 /* Memory rule of a backend: pure arithmetic, known on every machine, so that a host can plan for a target. */
 struct htpw_backend_rule {
     struct htpw_layout layout; /* of generated conv1x1 and fc kernels; other kernels are cached row-major */
-    uint8_t row_block;         /* rows of products, at 16 bits, that conv, conv1x1, conv1x1_s4 and packed keep in scratch; 0: none */
-    uint8_t depthwise_bytes;   /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
-    uint16_t synth_bytes;      /* scratch bytes of synth */
+    uint8_t
+        row_block; /* rows of products, at 16 bits, that conv, conv1x1, conv1x1_s4 and packed keep in scratch; 0: none */
+    uint8_t depthwise_bytes; /* scratch bytes per weight of a depthwise kernel, taps rounded up to even; 0: none */
+    uint16_t synth_bytes; /* scratch bytes of synth */
 };
 
 /* One layer of the generator or a head, ready to run: y = min(max(rq(biases[o] + sum_i w[o][i] * x[i]), act_min), act_max). */
 struct htpw_synth_layer {
-    const void *weights;   /* in the layout of the backend if is_packed, else row-major int8 */
+    const void *weights; /* in the layout of the backend if is_packed, else row-major int8 */
     const int32_t *biases; /* NULL: 0 */
-    uint32_t bias_max;     /* their largest absolute value */
+    uint32_t bias_max; /* their largest absolute value */
     int32_t multiplier, shift, rows, cols, act_min, act_max, is_packed;
 };
 
@@ -49,9 +50,9 @@ struct htpw_synth_job {
     uint32_t layers;
     const uint8_t *codes, *codes_end; /* signed fields of code_bits, dz per tile */
     uint32_t code_bits, dz;
-    uint32_t span;                    /* bytes among which all y of a call lie */
-    int state;                        /* of the backend; 0 in front of the first call */
-    void *scratch;                    /* of the backend, kept between calls; 16-byte aligned, the rule's synth_bytes */
+    uint32_t span; /* bytes among which all y of a call lie */
+    int state; /* of the backend; 0 in front of the first call */
+    void *scratch; /* of the backend, kept between calls; 16-byte aligned, the rule's synth_bytes */
 };
 
 /* Kernels of a backend. Arguments as in htpw_kernels.h; `scratch` has htpw_backend_scratch bytes, 4-byte aligned, content

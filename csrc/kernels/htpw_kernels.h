@@ -60,8 +60,8 @@ void htpw_conv1x1_s8_ref(int32_t rows, int32_t in_c, int32_t out_c, const struct
 
 /* Depthwise; out_c is a multiple of in_c, output channel o reads input channel o / (out_c/in_c);
  * w[k_h][k_w][out_c]. Source arm_depthwise_conv_wrapper_s8. */
-void htpw_depthwise_s8_ref(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                           const int8_t *w, const int32_t *bias, int8_t *y);
+void htpw_depthwise_s8_ref(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                           const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y);
 
 /* y[b][o] = q(bias[o] + sum_i (x[b][i] + in_offset) * (w[o][i] + w_offset)); x[rows][in_c], w[out_c][in_c].
  * Source arm_fully_connected_s8, arm_fully_connected_per_channel_s8. */
@@ -111,8 +111,8 @@ void htpw_conv_s4_ref(const struct htpw_window *g, const struct htpw_requant *q,
                       const uint8_t *w, const int32_t *bias, int8_t *y);
 void htpw_conv1x1_s4_ref(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
                          const int8_t *x, const uint8_t *w, const int32_t *bias, int8_t *y);
-void htpw_depthwise_s4_ref(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                           const uint8_t *w, const int32_t *bias, int8_t *y);
+void htpw_depthwise_s4_ref(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                           const int8_t *x, const uint8_t *w, const int32_t *bias, int8_t *y);
 void htpw_fully_connected_s4_ref(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
                                  int32_t in_offset, const int8_t *x, const uint8_t *w, const int32_t *bias, int8_t *y);
 

@@ -16,7 +16,9 @@ static void htpw_conv_s4_cell(const struct htpw_window *g, const struct htpw_req
         for (int32_t ky = ty.first; ky < ty.end; ky++) {
             for (int32_t kx = tx.first; kx < tx.end; kx += step) {
                 const size_t xi = htpw_cell(0, y0 + ky * g->dil_h, x0 + kx * g->dil_w, 0, g->in_w, g->in_c) + from;
-                sum += htpw_s4_dot(step * in_g, in_offset, x + xi, w, htpw_cell(o, ky, kx, g->k_h, g->k_w, in_g));
+                const size_t tap = ((size_t)o * (size_t)g->k_h + (size_t)ky) * (size_t)g->k_w +
+                                   (size_t)kx; /* no htpw_cell: o counts */
+                sum += htpw_s4_dot(step * in_g, in_offset, x + xi, w, tap * (size_t)in_g);
             }
         }
         y[o] = htpw_output_s8(q, o, sum);

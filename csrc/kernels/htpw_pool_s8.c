@@ -34,7 +34,8 @@ static void htpw_pool_s8(const struct htpw_window *g, int32_t act_min, int32_t a
                 tx.end += x0;
                 for (int32_t c = 0; c < g->in_c; c++) {
                     const struct htpw_reduced r = htpw_pool_s8_reduce(x + c, ty, tx, g->in_w, g->in_c);
-                    const int32_t v = !HTPW_WITH(MAXPOOL) || want_mean ? (r.sum > 0 ? r.sum + half : r.sum - half) / cells : r.top;
+                    const int32_t v =
+                        !HTPW_WITH(MAXPOOL) || want_mean ? (r.sum > 0 ? r.sum + half : r.sum - half) / cells : r.top;
                     *y++ = (int8_t)htpw_clamp(v, act_min, act_max);
                 }
             }

@@ -58,8 +58,8 @@ struct htpw_finish {
 
 static inline struct htpw_finish htpw_finish_of(const struct htpw_requant *q, int32_t c) {
     const int32_t i = q->per_channel ? c : 0, shift = q->shift[i];
-    const struct htpw_finish f = {q->multiplier[i], shift > 0 ? shift : 0, shift > 0 ? 0 : -shift,
-                                  q->out_offset,    q->act_min,            q->act_max};
+    const struct htpw_finish f = {
+        q->multiplier[i], shift > 0 ? shift : 0, shift > 0 ? 0 : -shift, q->out_offset, q->act_min, q->act_max};
     return f;
 }
 

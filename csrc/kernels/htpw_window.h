@@ -47,47 +47,93 @@ static inline void htpw_lane_rows(int32_t count, size_t row, size_t lane[HTPW_LA
     }
 }
 
-/* HTPW_CONFIG_SMALL on a Cortex-M with the DSP extension: words of four int8 at any address, and pairs of products. */
-#if HTPW_SMALL && defined(__ARM_FEATURE_SIMD32) && defined(__ARM_FEATURE_UNALIGNED) && !defined(__ARM_BIG_ENDIAN)
-#include <arm_acle.h>
+/* HTPW_CONFIG_SMALL: short loops, in C, with the DSP extension where a Cortex-M has it. */
+#if HTPW_SMALL
+
+static inline void htpw_small_start(uint32_t sum[HTPW_LANES]) { /* an initialiser would call memset */
+    sum[0] = 0;
+    sum[1] = 0;
+    sum[2] = 0;
+    sum[3] = 0;
+}
+
+/* sum[j] += sum_i (x[i] + offset) * w[j * pitch + i], modulo 2^32. */
+void htpw_small_dot(int32_t n, int32_t offset, const int8_t *x, const int8_t *w, size_t pitch,
+                    uint32_t sum[HTPW_LANES]);
+
+/* Outputs of channels c .. c + count - 1 from their sums, to y. */
+void htpw_small_finish(const struct htpw_requant *q, int32_t c, int32_t count, const int32_t *bias, const uint32_t *sum,
+                       int8_t *y);
+
+#if defined(__ARM_FEATURE_SIMD32) && defined(__ARM_FEATURE_UNALIGNED) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN)
 #define HTPW_SMALL_DSP 1
+
+/* A word of four int8 at any address. */
 struct htpw_small_word {
     uint32_t value;
 } __attribute__((packed, may_alias));
 
-static inline uint32_t htpw_small_load(const int8_t *p) { return ((const struct htpw_small_word *)(const void *)p)->value; }
+static inline uint32_t htpw_small_load(const int8_t *p) {
+    return ((const struct htpw_small_word *)(const void *)p)->value;
+}
 
-static inline uint32_t htpw_small_dot(const int8_t *w, int16x2_t even, int16x2_t odd, uint32_t sum) {
-    const uint32_t four = htpw_small_load(w);
-    const int32_t half = __smlad(__sxtb16((int8x4_t)four), even, (int32_t)sum); /* wraps modulo 2^32 */
-    return (uint32_t)__smlad(__sxtb16((int8x4_t)(four >> 8 | four << 24)), odd, half);
+/* Instructions that compilers do not make of what ACLE offers: bytes 0 and 2, or 1 and 3, by halves, plus a. */
+static inline uint32_t htpw_small_even(uint32_t a, uint32_t x) {
+    uint32_t r;
+    __asm__("sxtab16 %0, %1, %2" : "=r"(r) : "r"(a), "r"(x));
+    return r;
+}
+
+static inline uint32_t htpw_small_odd(uint32_t a, uint32_t x) {
+    uint32_t r;
+    __asm__("sxtab16 %0, %1, %2, ror #8" : "=r"(r) : "r"(a), "r"(x));
+    return r;
+}
+
+/* Four int8 at p, widened. */
+static inline uint32_t htpw_small_even0(uint32_t x) {
+    uint32_t r;
+    __asm__("sxtb16 %0, %1" : "=r"(r) : "r"(x));
+    return r;
+}
+
+static inline uint32_t htpw_small_odd0(uint32_t x) {
+    uint32_t r;
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(r) : "r"(x));
+    return r;
+}
+
+/* sum + products of halves, modulo 2^32: of both, of the low ones, of the high ones. */
+#define HTPW_SMALL_PRODUCT(name)                                                                                       \
+    static inline uint32_t htpw_small_##name(uint32_t a, uint32_t b, uint32_t sum) {                                   \
+        uint32_t r;                                                                                                    \
+        __asm__(#name " %0, %1, %2, %3" : "=r"(r) : "r"(a), "r"(b), "r"(sum));                                         \
+        return r;                                                                                                      \
+    }
+HTPW_SMALL_PRODUCT(smlad)
+HTPW_SMALL_PRODUCT(smlabb)
+HTPW_SMALL_PRODUCT(smlatt)
+#undef HTPW_SMALL_PRODUCT
+
+/* Four channels of a window of n taps: sum[j] += sum_k (x[k * x_step + j] + offset) * w[k * w_step + j]. offset2: in each half. */
+void htpw_small_taps(int32_t n, uint32_t offset2, const int8_t *x, size_t x_step, const int8_t *w, size_t w_step,
+                     uint32_t sum[HTPW_LANES]);
+
+/* a * b / 2^32, to nearest. */
+static inline int32_t htpw_small_high(int32_t a, int32_t b) {
+    int32_t r;
+    __asm__("smmulr %0, %1, %2" : "=r"(r) : "r"(a), "r"(b));
+    return r;
 }
 #endif
-
-#if HTPW_SMALL && defined(__GNUC__)
-#define HTPW_ONCE __attribute__((noinline, unused)) /* called, not copied */
-#else
-#define HTPW_ONCE inline
 #endif
 
 /* sum[j] += sum_i (x[i] + offset) * w[lane[j] + i], modulo 2^32. */
-static HTPW_ONCE void htpw_dot_lanes(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
+static inline void htpw_dot_lanes(int32_t n, int32_t offset, const int8_t *x, const int8_t *w,
                                   const size_t lane[HTPW_LANES], uint32_t sum[HTPW_LANES]) {
     const int8_t *w0 = w + lane[0], *w1 = w + lane[1], *w2 = w + lane[2], *w3 = w + lane[3];
     uint32_t s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3];
-    int32_t i = 0;
-#ifdef HTPW_SMALL_DSP /* four columns at a time */
-    const uint32_t offset2 = (uint16_t)offset * UINT32_C(0x10001);
-    for (; i + 4 <= n; i += 4) {
-        const uint32_t four = htpw_small_load(x + i);
-        const int16x2_t even = __sxtab16((int16x2_t)offset2, (int8x4_t)four), odd = __sxtab16((int16x2_t)offset2, (int8x4_t)(four >> 8 | four << 24));
-        s0 = htpw_small_dot(w0 + i, even, odd, s0);
-        s1 = htpw_small_dot(w1 + i, even, odd, s1);
-        s2 = htpw_small_dot(w2 + i, even, odd, s2);
-        s3 = htpw_small_dot(w3 + i, even, odd, s3);
-    }
-#endif
-    for (; i < n; i++) {
+    for (int32_t i = 0; i < n; i++) {
         const int16_t v = (int16_t)(x[i] + offset); /* 16 x 16 bit products vectorise best on x86 */
         s0 += (uint32_t)(v * w0[i]);
         s1 += (uint32_t)(v * w1[i]);

@@ -15,9 +15,9 @@ struct htpw_fake_flash {
     uint8_t *memory;
     uint32_t bytes, page_bytes, erase_bytes;
     uint32_t operations; /* erasures and programmings begun */
-    uint32_t cut_at;     /* the operation in which the power fails, counted from 0; HTPW_FAKE_FLASH_NO_CUT for none */
+    uint32_t cut_at; /* the operation in which the power fails, counted from 0; HTPW_FAKE_FLASH_NO_CUT for none */
     uint32_t violations; /* pages programmed twice, or places outside: refused */
-    uint8_t is_off;      /* the power has failed: nothing works until htpw_fake_flash_power */
+    uint8_t is_off; /* the power has failed: nothing works until htpw_fake_flash_power */
 };
 
 /* Makes `memory`, `bytes` long and 4-byte aligned, a flash, with its content as it is, and fills in what the library wants of it. `page` is

@@ -16,7 +16,8 @@
 #define APP_ERASE 4096u
 #define APP_PAGE 256u
 #define APP_MEMORY (APP_ARENA_BYTES + APP_CACHE_BYTES)
-#define APP_IN_FLASH (APP_SCHEDULE >= 2) /* the preprocessor does not see that these are HTPW_STREAMED and HTPW_INSTALLED */
+#define APP_IN_FLASH                                                                                                   \
+    (APP_SCHEDULE >= 2) /* the preprocessor does not see that these are HTPW_STREAMED and HTPW_INSTALLED */
 
 extern const uint8_t app_image[];
 
@@ -81,8 +82,10 @@ static void app_check(int result, const char *what) {
         app_print("error ");
         app_print(what);
         app_print_int(result);
+#if !APP_LEAN
         app_print(" ");
         app_print(htpw_error_text(result));
+#endif
         app_print("\n");
         app_exit(1);
     }
@@ -141,16 +144,14 @@ static int app_bind(void) {
     return htpw_bind_flash(&app_context, &app_model, HTPW_BACKEND_BEST, app_arena, APP_ARENA_BYTES, &app_store_flash,
                            APP_SCHEDULE);
 #elif APP_CACHE_BYTES > 0
-    return htpw_bind(&app_context, &app_model, HTPW_BACKEND_BEST, app_arena, APP_ARENA_BYTES, app_cache, APP_CACHE_BYTES,
-                     APP_SCHEDULE);
+    return htpw_bind(&app_context, &app_model, HTPW_BACKEND_BEST, app_arena, APP_ARENA_BYTES, app_cache,
+                     APP_CACHE_BYTES, APP_SCHEDULE);
 #else
     return htpw_bind(&app_context, &app_model, HTPW_BACKEND_BEST, app_arena, APP_ARENA_BYTES, NULL, 0, APP_SCHEDULE);
 #endif
 }
 
-static int app_run(void) {
-    return htpw_run(&app_context, app_window, APP_INPUT_BYTES, app_logits, APP_OUTPUT_BYTES);
-}
+static int app_run(void) { return htpw_run(&app_context, app_window, APP_INPUT_BYTES, app_logits, APP_OUTPUT_BYTES); }
 
 /* Windows from a file of int8, one at a time, logits to the console. */
 static void app_stream(void) {
@@ -167,6 +168,7 @@ static void app_stream(void) {
     }
 }
 
+#if !APP_LEAN
 /* Every cached kernel, row-major, one after the other, into a file. */
 static void app_write_kernels(void) {
     struct htpw_kernel_info info;
@@ -180,6 +182,7 @@ static void app_write_kernels(void) {
         app_print("\n");
     }
 }
+#endif
 
 #if APP_SLOT_BYTES > 0
 /* Stores the code pack that has arrived, unless it is there; it is used from the next start on. */
@@ -188,7 +191,8 @@ static void app_receive_pack(void) {
     const uint32_t number = bytes < 16u ? 0u
                                         : app_pack[12] | (uint32_t)app_pack[13] << 8 | (uint32_t)app_pack[14] << 16 |
                                               (uint32_t)app_pack[15] << 24;
-    if (app_kept.stage < 2 && app_model.pack_number != number) { /* a cut behind the last byte that counts leaves it whole */
+    if (app_kept.stage < 2 &&
+        app_model.pack_number != number) { /* a cut behind the last byte that counts leaves it whole */
         const int result = APP_PHASE("store", htpw_codes_store(&app_model, &app_slot_flash, app_pack, bytes));
         app_restart_if_cut();
         app_check(result, "store");
@@ -205,9 +209,13 @@ int app_main(void) {
         app_kept.stage = 0;
     }
     app_print("htpw ");
+#if APP_LEAN
+    app_print("- " APP_BACKEND);
+#else
     app_print(htpw_version());
     app_print(" ");
     app_print(htpw_backend_name(HTPW_BACKEND_BEST));
+#endif
     app_print_int((int32_t)app_kept.stage);
     app_print("\n");
 #if APP_SELFTEST
@@ -232,9 +240,11 @@ int app_main(void) {
 #endif
     app_check(result, "bind");
     app_stream();
+#if !APP_LEAN
     if (app_option("kernels", 0)) {
         app_write_kernels();
     }
+#endif
 #if APP_STORE_BYTES > 0
     if (app_option("keep", 0)) {
         app_write(app_open("store", 1), app_store, APP_STORE_BYTES);

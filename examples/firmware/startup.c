@@ -1,7 +1,8 @@
 /* Start-up of a bare Cortex-M: vector table, C's memory, the coprocessors, and a HardFault handler that prints what it knows. */
 #include "app.h"
 
-extern uint32_t app_stack_top[], app_stack_limit[], app_data[], app_data_end[], app_data_load[], app_bss[], app_bss_end[];
+extern uint32_t app_stack_top[], app_stack_limit[], app_data[], app_data_end[], app_data_load[], app_bss[],
+    app_bss_end[];
 
 void app_reset(void);
 void app_fault(void);

@@ -22,6 +22,10 @@ Opt = Annotated[str, typer.Option(help="Optimisation: -Os, -O2, -O3 ...")]
 Float = Annotated[str, typer.Option("--float", help="Float ABI: soft, hard, or auto (hard where Helium needs it).")]
 Defines = Annotated[list[str] | None, typer.Option("--define", help="Macro for the library, NAME or NAME=value; repeatable.")]
 SelfTest = Annotated[bool, typer.Option("--selftest/--no-selftest", help="Have the library's self-test in the firmware.")]
+Trim = Annotated[
+    str | None,
+    typer.Option(metavar="CODE", help="Library with what the image needs and nothing else: fast, compact or small; without self-test."),
+]
 Timeout = Annotated[float, typer.Option(help="Seconds after which a board counts as hung.", min=1)]
 
 
@@ -59,6 +63,7 @@ def run(
     float_abi: Float = "auto",
     define: Defines = None,
     selftest: SelfTest = True,
+    trim: Trim = None,
     timeout: Timeout = 300,
     as_json: Json = False,
     seed: Seed = 0,
@@ -74,7 +79,7 @@ def run(
 
     opened = Image.open(image)
     x, what = _windows(opened, source, data, data_dir, protocol, count, seed)
-    settings = Settings(opt, compiler, float_abi, tuple(define or ()), selftest)
+    settings = Settings(opt, compiler, float_abi, tuple(define or ()), selftest, trim)
     names = list(on.boards()) if all_boards else [board]
     pack = None
     if codes is not None:
@@ -88,7 +93,7 @@ def run(
         raise ConfigError("; ".join(dict.fromkeys(refused)))
     differ = sum(row.differ for row in rows)
     if as_json:
-        emit({"image": str(image), "input": what, "opt": opt, "compiler": compiler, "float": float_abi,
+        emit({"image": str(image), "input": what, "opt": opt, "compiler": compiler, "float": float_abi, "trim": trim,
               "bytes_compared": sum(row.compared for row in rows), "bytes_differ": differ, "rows": [row.to_dict() for row in rows]})
     else:
         print(f"{image}: {what}")
@@ -111,6 +116,7 @@ def report(
     float_abi: Float = "auto",
     define: Defines = None,
     selftest: SelfTest = True,
+    trim: Trim = None,
     timeout: Timeout = 300,
     as_json: Json = False,
     seed: Seed = 0,
@@ -123,7 +129,7 @@ def report(
 
     opened = Image.open(image)
     x, _ = _windows(opened, source, None, None, None, 3, seed)
-    settings = Settings(opt, compiler, float_abi, tuple(define or ()), selftest)
+    settings = Settings(opt, compiler, float_abi, tuple(define or ()), selftest, trim)
     found = measure.report(opened, on.board_named(board), schedule, settings, x[:3], constants=constants, seconds=timeout)
     if html is not None:
         from pyhtpw.target.measure_html import write_html

@@ -16,13 +16,14 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from pyhtpw import _native
 from pyhtpw._native import ffi, lib
 from pyhtpw.errors import ConfigError, ToolError
+from pyhtpw.export import c
 from pyhtpw.model import Image, Plan
 from pyhtpw.target import toolchain
 
@@ -96,7 +97,12 @@ class Settings:
     defines : tuple of str
         Macros for the library, NAME or NAME=value.
     selftest : bool
-        Whether the firmware contains the library's self-test, which needs every part of the library.
+        Whether the firmware contains the library's self-test, which needs every part of the library. Never with `trim`.
+    trim : str or None
+        "fast", "compact" or "small": a library with what the image and the schedule need and nothing else (pyhtpw.export.c); None: all
+        of it.
+    lean : bool
+        Leaves out what only a test of the firmware calls: the library's texts of errors, and reading kernels out.
     peer : tuple of Path or None
         Folder of headers and library of a CMSIS-NN of the user's own, for the cmsis_nn backend.
     """
@@ -106,6 +112,8 @@ class Settings:
     float_abi: str = "auto"
     defines: tuple[str, ...] = ()
     selftest: bool = True
+    trim: str | None = None
+    lean: bool = False
     peer: tuple[Path, Path] | None = None
 
 
@@ -293,6 +301,14 @@ def store_bytes(image: Image, backend: str) -> int:
     return lib.htpw_flash_bytes(plan, flash)
 
 
+def trimmed(image: Image, settings: Settings, schedule: str, pack: bytes | None = None) -> Settings:
+    """The settings with the macros that `trim` stands for. Raises ConfigError if it is no `pyhtpw.export.c.CODE`."""
+    if settings.trim is None:
+        return settings
+    keep = [part for part, needed in (("LAZY", schedule == "lazy"), ("PACKS", pack is not None)) if needed]
+    return replace(settings, defines=(*c.macros(image, keep, settings.trim), *settings.defines), selftest=False, trim=None)
+
+
 def build(
     board: Board,
     image: Image,
@@ -329,10 +345,12 @@ def build(
     """
     if schedule not in SCHEDULES:
         raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
+    settings = trimmed(image, settings, schedule, pack)
     lib_built = library(board, settings)
     backend = lib_built.backend
     plan = image.plan(backend)
     config = _config(image, schedule, backend, plan, pack) + f"#define APP_SELFTEST {int(settings.selftest)}\n"
+    config += f"#define APP_LEAN {int(settings.lean)}\n#define APP_BACKEND \"{backend}\"\n"
     config += "".join(f"#define APP_{name} ({value})\n" for name, value in sizes.items())
     if stack is None:
         stack = STACKS.get(board.name, STACK)

@@ -7,6 +7,7 @@ from the program or counted while it ran.
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from pyhtpw.errors import ConfigError, VerifyError
 from pyhtpw.model import Image
-from pyhtpw.target import firmware, session
+from pyhtpw.target import firmware, session, trim
 from pyhtpw.target.costs import Costs, Estimate
 from pyhtpw.target.firmware import Board, Firmware, Settings
 from pyhtpw.target.session import NOTHING, Cost, Phase, Session
@@ -169,6 +170,8 @@ def report(
     if len(x) < 2:
         raise ConfigError("a report needs two windows at least: the first inference may synthesise")
     model = Costs(constants)
+    builds = None if settings.trim is None else trim.compare(image, board, schedule, settings, x, seconds)
+    code, settings = settings.trim, replace(settings, lean=settings.trim is not None)
     built = firmware.build(board, image, schedule, settings)
     store = session.installed(built, image) if schedule == "installed" else None
     done = session.run(built, x, count=True, store=store, seconds=seconds)
@@ -178,7 +181,7 @@ def report(
     return {
         "image": {"name": image.name, "bytes": len(image.data)},
         "board": board.name, "cpu": board.cpu, "backend": done.backend, "schedule": schedule,
-        "compiler": built.library.compiler.version, "flags": " ".join(f for f in built.library.flags if f[:2] in ("-m", "-O", "-D")),
+        "compiler": built.library.compiler.version, "flags": " ".join(_flags(built.library.flags, code)),
         "flash": flash(built),
         "sram": sram(built, done, Bounds(built)),
         "counted": counts,
@@ -188,7 +191,13 @@ def report(
             "layers": [{"name": name, **_cycles(model.cycles(cost, board.cpu))} for name, _, cost in layers],
             "energy_per_inference": model.energy(steady, board.cpu),
         },
-    }
+    } | ({} if builds is None else {"code": builds})
+
+
+def _flags(flags: tuple[str, ...], code: str | None) -> list[str]:
+    """What matters of the compiler's flags; the switches of a trimmed library as one word."""
+    kept = [f for f in flags if f[:2] in ("-m", "-O", "-D") and not (code and f.startswith(("-DHTPW_WITH_", "-DHTPW_CONFIG_SMALL")))]
+    return kept if code is None else [*kept, f"trimmed ({code})"]
 
 
 def _cycles(estimate: Estimate) -> dict[str, int]:
@@ -198,6 +207,8 @@ def _cycles(estimate: Estimate) -> dict[str, int]:
 def tables(found: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     """(title, head, rows) of every table of a report."""
     flashed, memory, counts, estimated = (found[name] for name in ("flash", "sram", "counted", "estimated"))
+    if builds := found.get("code"):
+        yield from trim.tables(builds)
     yield "Flash, bytes (from the ELF)", ["section", "bytes"], [*flashed["sections"].items(), ["sum", flashed["total"]]]
     yield "Library code, bytes (from the ELF)", ["part", "bytes"], list(flashed["library_code"].items())
     largest = [[s["name"], s["part"], s["bytes"]] for s in flashed["symbols"][:20]]

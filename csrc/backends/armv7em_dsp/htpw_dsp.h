@@ -28,7 +28,8 @@ extern const struct htpw_backend htpw_backend_armv7em_dsp, htpw_backend_armv7em_
 #define HTPW_DSP_SHORT
 #define HTPW_DSP_ONCE static
 #else
-#define HTPW_DSP_SHORT __attribute__((cold, noinline)) /* what is done around assembly, not for every output: made small */
+#define HTPW_DSP_SHORT                                                                                                 \
+    __attribute__((cold, noinline)) /* what is done around assembly, not for every output: made small */
 #define HTPW_DSP_ONCE static __attribute__((noinline)) /* one copy for all who call it */
 #endif
 
@@ -41,9 +42,7 @@ HTPW_DSP_INLINE uint32_t htpw_dsp_load(const int8_t *p) {
     return ((const struct htpw_dsp_word *)(const void *)p)->value;
 }
 
-HTPW_DSP_INLINE void htpw_dsp_store(int8_t *p, uint32_t word) {
-    ((struct htpw_dsp_word *)(void *)p)->value = word;
-}
+HTPW_DSP_INLINE void htpw_dsp_store(int8_t *p, uint32_t word) { ((struct htpw_dsp_word *)(void *)p)->value = word; }
 
 /* Instructions that ACLE has no name for, or that compilers do not make of its names. */
 HTPW_DSP_INLINE uint32_t htpw_sxtab16(uint32_t a, uint32_t x) { /* a + bytes 0 and 2 of x, by halves */
@@ -155,18 +154,18 @@ struct htpw_dsp_job {
     const int8_t *w;
     const uint32_t *x_middle, *x_end; /* two rows: end of what unrolled loops take, end */
     const int32_t *bias;              /* NULL: 0 */
-    uintptr_t scale[3];               /* channels: address of the multiplier, bytes from there to the shift, 2 * zp_out + 1;
+    uintptr_t scale[3]; /* channels: address of the multiplier, bytes from there to the shift, 2 * zp_out + 1;
                                          tensor: multiplier, rounding, R */
     int8_t *y, *y_end;
-    int32_t out_c;                    /* bytes from row a to row b of y */
+    int32_t out_c; /* bytes from row a to row b of y */
     void (*finish)(void);
-    int32_t clamps;                   /* 0: the clamp is all of int8; 1: its upper limit is 127; 2: neither */
-    uint32_t low, high;               /* clamp limits, in each byte */
-    size_t pitch;                     /* row-major, 4-bit: bytes of a row of weights */
-    uint32_t steps;                   /* one row, row-major: groups of four columns; wide: of two; 4-bit: of eight */
-    uint32_t back;                    /* row-major, 4-bit: bytes to take twice for the last columns; 0: all fit */
+    int32_t clamps; /* 0: the clamp is all of int8; 1: its upper limit is 127; 2: neither */
+    uint32_t low, high; /* clamp limits, in each byte */
+    size_t pitch; /* row-major, 4-bit: bytes of a row of weights */
+    uint32_t steps; /* one row, row-major: groups of four columns; wide: of two; 4-bit: of eight */
+    uint32_t back; /* row-major, 4-bit: bytes to take twice for the last columns; 0: all fit */
     int32_t *sum;
-    uint32_t unused;                  /* an even number of words, for the copy */
+    uint32_t unused; /* an even number of words, for the copy */
 };
 
 void htpw_dsp_rows2(const struct htpw_dsp_job *job);
@@ -175,8 +174,10 @@ void htpw_dsp_packed2(const struct htpw_dsp_job *job);
 void htpw_dsp_packed1(const struct htpw_dsp_job *job);
 void htpw_dsp_wide2(const struct htpw_dsp_job *job);
 void htpw_dsp_wide1(const struct htpw_dsp_job *job);
-void htpw_dsp_s4_2(const struct htpw_dsp_job *job); /* packed 4-bit weights, at most HTPW_DSP_S4_COLUMNS of them in a row; */
-void htpw_dsp_s4_1(const struct htpw_dsp_job *job); /* x not doubled, per eight columns the words a04 b04 a15 b15 .. or a04 .. */
+void htpw_dsp_s4_2(
+    const struct htpw_dsp_job *job); /* packed 4-bit weights, at most HTPW_DSP_S4_COLUMNS of them in a row; */
+void htpw_dsp_s4_1(
+    const struct htpw_dsp_job *job); /* x not doubled, per eight columns the words a04 b04 a15 b15 .. or a04 .. */
 #define HTPW_DSP_S4_COLUMNS 256
 
 void htpw_dsp_store2(void);
@@ -193,15 +194,15 @@ void htpw_dsp_tensor1(void);
 /* Four channels of neighbouring output cells of a depthwise convolution. Weights and biases are doubled instead of x:
  * |2w| <= 256 fits a half word. htpw_dsp_line works on cells whose windows have one row of taps, all inside the input. */
 struct htpw_dsp_line {
-    const int8_t *x;      /* tap 0 of the first cell; advanced */
-    size_t stride;        /* from one cell to the next */
+    const int8_t *x; /* tap 0 of the first cell; advanced */
+    size_t stride; /* from one cell to the next */
     int8_t *y;
     size_t y_pitch;
     int8_t *y_end;
-    uintptr_t skipped;    /* HTPW_DSP_LINE_TAPS less the taps; overwritten */
-    size_t step;          /* from one tap to the next */
-    uint32_t offset;      /* input offset, in each half */
-    int32_t clamps;       /* as in htpw_dsp_job */
+    uintptr_t skipped; /* HTPW_DSP_LINE_TAPS less the taps; overwritten */
+    size_t step; /* from one tap to the next */
+    uint32_t offset; /* input offset, in each half */
+    int32_t clamps; /* as in htpw_dsp_job */
     uint32_t low, high;
     const uint32_t *taps; /* weights of the first tap, in w */
     int32_t bias2[4];
@@ -215,8 +216,8 @@ void htpw_dsp_line(struct htpw_dsp_line *line);
 
 void htpw_dsp_put_rows(uint32_t o, uint32_t in_c, uint32_t rows, const int8_t *w, void *packed);
 int htpw_dsp_synth_run(struct htpw_synth_job *job, uint32_t tile, uint32_t tiles, int8_t **y, uint32_t step);
-void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                           const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
+void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                           const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y);
 void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y);
 void htpw_avgpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);
 void htpw_maxpool_s8_dsp(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y);

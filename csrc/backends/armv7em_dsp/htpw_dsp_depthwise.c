@@ -11,8 +11,9 @@
 #ifdef HTPW_HAS_ARMV7EM_DSP
 
 /* Everything of four channels from channel o on. */
-HTPW_DSP_SHORT static void htpw_dsp_line_start(struct htpw_dsp_line *line, const struct htpw_dsp_output *k, const struct htpw_window *g,
-                                int32_t in_offset, const int8_t *w, const int32_t *bias, int32_t o) {
+HTPW_DSP_SHORT static void htpw_dsp_line_start(struct htpw_dsp_line *line, const struct htpw_dsp_output *k,
+                                               const struct htpw_window *g, int32_t in_offset, const int8_t *w,
+                                               const int32_t *bias, int32_t o) {
     line->stride = (size_t)g->stride_w * (size_t)g->in_c;
     line->y_pitch = (size_t)g->out_c;
     line->step = (size_t)g->dil_w * (size_t)g->in_c;
@@ -37,9 +38,10 @@ HTPW_DSP_SHORT static void htpw_dsp_line_start(struct htpw_dsp_line *line, const
 
 /* One output cell anywhere, any requantisation. x: cell (0, 0) of the batch; y0, x0: input position of tap (0, 0). */
 HTPW_DSP_ONCE void htpw_dsp_anywhere(const struct htpw_dsp_line *line, const struct htpw_dsp_output *k,
-                              const struct htpw_window *g, int32_t o, const int8_t *x, int32_t y0, int32_t x0,
-                              int8_t *y) {
-    const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, g->dil_h, g->in_h), tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
+                                     const struct htpw_window *g, int32_t o, const int8_t *x, int32_t y0, int32_t x0,
+                                     int8_t *y) {
+    const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, g->dil_h, g->in_h),
+                           tx = htpw_clip(x0, g->k_w, g->dil_w, g->in_w);
     int32_t s0 = line->bias2[0], s1 = line->bias2[1], s2 = line->bias2[2], s3 = line->bias2[3];
     for (int32_t ky = ty.first; ky < (HTPW_WITH(PLANES) ? ty.end : 1) && tx.first < tx.end; ky++) {
         const size_t at = htpw_cell(0, y0 + ky * g->dil_h, x0 + tx.first * g->dil_w, 0, g->in_w, g->in_c);
@@ -87,7 +89,8 @@ static void htpw_dsp_row(struct htpw_dsp_line *line, const struct htpw_dsp_outpu
                 const int32_t cells = (g->in_w - 1 - (g->k_w - 1) * g->dil_w - x0) / g->stride_w + 1;
                 n = cells < g->out_w - ox ? cells : g->out_w - ox;
             }
-            const int32_t first = taps.end > taps.first ? x0 + taps.first * g->dil_w : 0; /* without taps x is not read */
+            const int32_t first =
+                taps.end > taps.first ? x0 + taps.first * g->dil_w : 0; /* without taps x is not read */
             htpw_dsp_cells(line, taps, n, x + htpw_cell(0, y0, first, 0, g->in_w, g->in_c) + o, to);
         } else {
             htpw_dsp_anywhere(line, k, g, o, x, y0, x0, to);
@@ -95,8 +98,9 @@ static void htpw_dsp_row(struct htpw_dsp_line *line, const struct htpw_dsp_outpu
     }
 }
 
-HTPW_DSP_SHORT void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset, const int8_t *x,
-                           const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
+HTPW_DSP_SHORT void htpw_depthwise_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
+                                          const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch,
+                                          int8_t *y) {
     struct htpw_dsp_output k;
     struct htpw_dsp_line line;
     (void)scratch;

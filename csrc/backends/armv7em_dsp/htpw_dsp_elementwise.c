@@ -65,18 +65,19 @@ void htpw_add_s8_dsp(size_t n, const struct htpw_elementwise *p, const int8_t *a
     const int32_t right = -p->out_shift;
     const size_t whole = n & ~(size_t)3;
     /* 255 << 21 < 2^29, so the sum of two terms is below 2^30 and may be doubled */
-    if (HTPW_WITH(ODD) && (p->a_shift > 0 || p->b_shift > 0 || p->left_shift > 21 || right < 1 || right > HTPW_DSP_QUICK_MAX)) {
+    if (HTPW_WITH(ODD) &&
+        (p->a_shift > 0 || p->b_shift > 0 || p->left_shift > 21 || right < 1 || right > HTPW_DSP_QUICK_MAX)) {
         htpw_add_s8_ref(n, p, a, b, y);
         return;
     }
-    const struct htpw_dsp_sum s = {
-        htpw_dsp_term_of(p->a_offset, p->a_multiplier, p->a_shift, p->left_shift),
-        htpw_dsp_term_of(p->b_offset, p->b_multiplier, p->b_shift, p->left_shift),
-        p->out_multiplier,
-        (int32_t)((uint32_t)(2 * p->out_offset + 1) << (right - 1)),
-        right,
-        {NULL, (uint8_t)p->act_min * UINT32_C(0x01010101), (uint8_t)p->act_max * UINT32_C(0x01010101), 1,
-         p->act_min == -128 && p->act_max == 127}};
+    const struct htpw_dsp_sum s = {htpw_dsp_term_of(p->a_offset, p->a_multiplier, p->a_shift, p->left_shift),
+                                   htpw_dsp_term_of(p->b_offset, p->b_multiplier, p->b_shift, p->left_shift),
+                                   p->out_multiplier,
+                                   (int32_t)((uint32_t)(2 * p->out_offset + 1) << (right - 1)),
+                                   right,
+                                   {NULL, (uint8_t)p->act_min * UINT32_C(0x01010101),
+                                    (uint8_t)p->act_max * UINT32_C(0x01010101), 1,
+                                    p->act_min == -128 && p->act_max == 127}};
     /* The input of larger scale usually has no second rounding. */
     if (!HTPW_WITH(UNROLL)) {
         htpw_dsp_sums(1, 1, whole, &s, a, b, y);
@@ -188,19 +189,21 @@ static uint32_t htpw_dsp_max4(const struct htpw_dsp_cells *c, int32_t o) {
 
 /* All windows; g->in_c >= 4. */
 HTPW_DSP_POOL void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
-                                   int8_t *y, uint32_t (*reduce)(const struct htpw_dsp_cells *c, int32_t o)) {
+                                 int8_t *y, uint32_t (*reduce)(const struct htpw_dsp_cells *c, int32_t o)) {
     const struct htpw_dsp_output k = {NULL, (uint8_t)act_min * UINT32_C(0x01010101),
                                       (uint8_t)act_max * UINT32_C(0x01010101), 1, act_min == -128 && act_max == 127};
     for (int32_t n = 0; n < HTPW_ROWS(g->n); n++, x += htpw_cell(1, 0, 0, g->in_h, g->in_w, g->in_c)) {
         for (int32_t oy = 0; oy < HTPW_ROWS(g->out_h); oy++) {
             for (int32_t ox = 0; ox < g->out_w; ox++, y += g->in_c) {
                 const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left;
-                const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, 1, g->in_h), tx = htpw_clip(x0, g->k_w, 1, g->in_w);
-                const struct htpw_dsp_cells c = {
-                    x + htpw_cell(0, y0 + ty.first, x0 + tx.first, 0, g->in_w, g->in_c), ty.end - ty.first,
-                    tx.end - tx.first, (size_t)g->in_c, (size_t)g->in_w * (size_t)g->in_c};
+                const struct htpw_taps ty = htpw_clip_rows(y0, g->k_h, 1, g->in_h),
+                                       tx = htpw_clip(x0, g->k_w, 1, g->in_w);
+                const struct htpw_dsp_cells c = {x + htpw_cell(0, y0 + ty.first, x0 + tx.first, 0, g->in_w, g->in_c),
+                                                 ty.end - ty.first, tx.end - tx.first, (size_t)g->in_c,
+                                                 (size_t)g->in_w * (size_t)g->in_c};
                 for (int32_t o = 0; o < g->in_c; o += 4) {
-                    o = o <= g->in_c - 4 ? o : g->in_c - 4; /* some channels are made a second time, to the same values */
+                    o = o <= g->in_c - 4 ? o
+                                         : g->in_c - 4; /* some channels are made a second time, to the same values */
                     htpw_dsp_store(y + o, htpw_dsp_clamp4(reduce(&c, o), &k));
                 }
             }

@@ -131,9 +131,9 @@ struct htpw_dsp_product {
     uint32_t *x; /* scratch */
 };
 
-HTPW_DSP_SHORT static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_weights kind, int32_t in_c, int32_t out_c,
-                                   const struct htpw_requant *q, int32_t in_offset, const int8_t *w,
-                                   const int32_t *bias, void *scratch) {
+HTPW_DSP_SHORT static void htpw_dsp_product_start(struct htpw_dsp_product *p, enum htpw_dsp_weights kind, int32_t in_c,
+                                                  int32_t out_c, const struct htpw_requant *q, int32_t in_offset,
+                                                  const int8_t *w, const int32_t *bias, void *scratch) {
     struct htpw_dsp_job *job = &p->job;
     const uint32_t columns = (uint32_t)in_c;
     htpw_dsp_output_start(&p->out, q, out_c);
@@ -214,11 +214,13 @@ HTPW_DSP_INLINE void htpw_dsp_slowly_as(const int is_s4, const struct htpw_dsp_p
     }
 }
 
-static HTPW_COLD void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+static HTPW_COLD void htpw_dsp_slowly(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count,
+                                      int8_t *y) {
     htpw_dsp_slowly_as(0, p, rows, o, count, y);
 }
 
-static HTPW_COLD void htpw_dsp_slowly_s4(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count, int8_t *y) {
+static HTPW_COLD void htpw_dsp_slowly_s4(const struct htpw_dsp_product *p, int32_t rows, int32_t o, int32_t count,
+                                         int8_t *y) {
     htpw_dsp_slowly_as(1, p, rows, o, count, y);
 }
 
@@ -232,7 +234,7 @@ HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *
         p->job.y = y;
         p->job.y_end = y + o;
         p->job.out_c = HTPW_WITH(UNROLL) || rows == 2 ? p->out_c : 0;
-        p->job.finish = p->out.q->per_channel   ? (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_channels2 : htpw_dsp_channels1)
+        p->job.finish = p->out.q->per_channel    ? (HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_channels2 : htpw_dsp_channels1)
                         : HTPW_DSP_IS_PAIR(rows) ? htpw_dsp_tensor2
                         : p->kind == HTPW_DSP_ROWS && !is_s4 ? NULL
                                                              : htpw_dsp_tensor1;
@@ -252,7 +254,9 @@ HTPW_DSP_INLINE void htpw_dsp_rows_as(const int is_s4, struct htpw_dsp_product *
     }
 }
 
-HTPW_DSP_ONCE void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) { htpw_dsp_rows_as(0, p, rows, y); }
+HTPW_DSP_ONCE void htpw_dsp_rows(struct htpw_dsp_product *p, int32_t rows, int8_t *y) {
+    htpw_dsp_rows_as(0, p, rows, y);
+}
 
 /* Widens one or two rows of the product; x, pitch and step as in htpw_dsp_widen. Only conv has a step that is not 4. */
 static void htpw_dsp_widen_rows(const struct htpw_dsp_product *p, int32_t rows, const int8_t *x, size_t pitch,
@@ -276,8 +280,8 @@ static void htpw_dsp_widen_rows(const struct htpw_dsp_product *p, int32_t rows, 
 
 /* Rows of x that lie one after another. */
 HTPW_DSP_ONCE void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int32_t in_c, int32_t out_c,
-                            const struct htpw_requant *q, int32_t in_offset, const int8_t *x, const int8_t *w,
-                            const int32_t *bias, void *scratch, int8_t *y) {
+                                   const struct htpw_requant *q, int32_t in_offset, const int8_t *x, const int8_t *w,
+                                   const int32_t *bias, void *scratch, int8_t *y) {
     struct htpw_dsp_product p;
     htpw_dsp_product_start(&p, kind, in_c, out_c, q, in_offset, w, bias, scratch);
     for (int32_t n; rows > 0; rows -= n, x += n * in_c, y += n * out_c) {
@@ -288,8 +292,8 @@ HTPW_DSP_ONCE void htpw_dsp_matrix(enum htpw_dsp_weights kind, int32_t rows, int
 }
 
 static void htpw_conv1x1_s8_dsp(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
-                                int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
-                                void *scratch, int8_t *y) {
+                                int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch,
+                                int8_t *y) {
     if (HTPW_WITH(ODD) && in_c < 4) {
         htpw_conv1x1_s8_ref(rows, in_c, out_c, q, in_offset, x, w, bias, y);
     } else {
@@ -339,8 +343,8 @@ static void htpw_conv1x1_s4_dsp(int32_t rows, int32_t in_c, int32_t out_c, const
 
 /* Copies the window of a cell to where htpw_dsp_widen expects it within scratch: bytes 4i .. 4i + 3 at `to` + i * step,
  * the zero point in place of the padding. y0, x0: input position of tap (0, 0); x: the batch. */
-HTPW_COLD static void htpw_dsp_gather(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t y0, int32_t x0,
-                            size_t step, int8_t *to) {
+HTPW_COLD static void htpw_dsp_gather(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t y0,
+                                      int32_t x0, size_t step, int8_t *to) {
     size_t at = 0;
     for (int32_t ky = 0; ky < g->k_h; ky++) {
         const int32_t iy = y0 + ky * g->dil_h;
@@ -357,8 +361,8 @@ HTPW_COLD static void htpw_dsp_gather(const struct htpw_window *g, int32_t in_of
 
 /* Where the window of output cell `cell`, counted through batches and rows, begins in x; NULL if it is not one stretch of
  * memory: then it is gathered to `to` if that is not NULL. */
-HTPW_DSP_SHORT static const int8_t *htpw_dsp_window(const struct htpw_window *g, int32_t in_offset, const int8_t *x, int32_t cell,
-                                     size_t step, int8_t *to) {
+HTPW_DSP_SHORT static const int8_t *htpw_dsp_window(const struct htpw_window *g, int32_t in_offset, const int8_t *x,
+                                                    int32_t cell, size_t step, int8_t *to) {
     const int32_t ox = cell % g->out_w, row = cell / g->out_w, oy = row % g->out_h, n = row / g->out_h;
     const int32_t y0 = oy * g->stride_h - g->pad_top, x0 = ox * g->stride_w - g->pad_left;
     x += htpw_cell(n, 0, 0, g->in_h, g->in_w, g->in_c);
@@ -366,13 +370,13 @@ HTPW_DSP_SHORT static const int8_t *htpw_dsp_window(const struct htpw_window *g,
         htpw_dsp_gather(g, in_offset, x, y0, x0, step, to);
         return NULL;
     }
-    const int is_stretch =
-        g->k_h == 1 && g->dil_w == 1 && y0 >= 0 && y0 < g->in_h && x0 >= 0 && x0 + g->k_w <= g->in_w;
+    const int is_stretch = g->k_h == 1 && g->dil_w == 1 && y0 >= 0 && y0 < g->in_h && x0 >= 0 && x0 + g->k_w <= g->in_w;
     return is_stretch ? x + htpw_cell(0, y0, x0, 0, g->in_w, g->in_c) : NULL;
 }
 
-HTPW_DSP_SHORT static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q, int32_t in_offset,
-                             const int8_t *x, const int8_t *w, const int32_t *bias, void *scratch, int8_t *y) {
+HTPW_DSP_SHORT static void htpw_conv_s8_dsp(const struct htpw_window *g, const struct htpw_requant *q,
+                                            int32_t in_offset, const int8_t *x, const int8_t *w, const int32_t *bias,
+                                            void *scratch, int8_t *y) {
     const int32_t products = g->k_h * g->k_w * g->in_c, cells = g->n * g->out_h * g->out_w;
     struct htpw_dsp_product p;
     if (HTPW_WITH(ODD) && (g->groups != 1 || products < 4)) {
@@ -397,30 +401,28 @@ HTPW_DSP_SHORT static void htpw_conv_s8_dsp(const struct htpw_window *g, const s
     }
 }
 
-const struct htpw_backend htpw_backend_armv7em_dsp = {
-    HTPW_BACKEND_ARMV7EM_DSP,
-    HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
-    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
-    HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
-    HTPW_IF(HTPW_ANY_PACKED, htpw_packed_s8_dsp),
-    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
-    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
-    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
-    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
-    NULL /* the wide one synthesises for both */};
+const struct htpw_backend htpw_backend_armv7em_dsp = {HTPW_BACKEND_ARMV7EM_DSP,
+                                                      HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
+                                                      HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
+                                                      HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
+                                                      HTPW_IF(HTPW_ANY_PACKED, htpw_packed_s8_dsp),
+                                                      HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
+                                                      HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
+                                                      HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
+                                                      HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
+                                                      NULL /* the wide one synthesises for both */};
 
 #if HTPW_ANY_WIDE
-const struct htpw_backend htpw_backend_armv7em_dsp_wide = {
-    HTPW_BACKEND_ARMV7EM_DSP_WIDE,
-    HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
-    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
-    HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
-    HTPW_IF(HTPW_ANY_PACKED, htpw_packed_wide_s8_dsp),
-    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
-    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
-    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
-    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
-    HTPW_IF(HTPW_ANY_FUSED, htpw_dsp_synth_run)};
+const struct htpw_backend htpw_backend_armv7em_dsp_wide = {HTPW_BACKEND_ARMV7EM_DSP_WIDE,
+                                                           HTPW_IF(HTPW_WITH(CONV), htpw_conv_s8_dsp),
+                                                           HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_depthwise_s8_dsp),
+                                                           HTPW_IF(HTPW_ANY_ROWS, htpw_conv1x1_s8_dsp),
+                                                           HTPW_IF(HTPW_ANY_PACKED, htpw_packed_wide_s8_dsp),
+                                                           HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_dsp),
+                                                           HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_dsp),
+                                                           HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_dsp),
+                                                           HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_dsp),
+                                                           HTPW_IF(HTPW_ANY_FUSED, htpw_dsp_synth_run)};
 #endif
 
 #endif

@@ -5,7 +5,7 @@
 #include "../htpw_backend.h"
 
 /* Armv8.1-M with integer Helium, little-endian, compiled by GCC or clang. */
-#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !HTPW_SMALL &&                     \
+#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !HTPW_SMALL &&                    \
     !defined(HTPW_CONFIG_NO_ARMV81M_MVE)
 #if __ARM_FEATURE_MVE & 1
 #define HTPW_HAS_ARMV81M_MVE 1
@@ -47,16 +47,15 @@ HTPW_MVE_INLINE int32x4_t htpw_mve_requantise(int32x4_t v, const struct htpw_mve
 /* Four words as one vector. Compilers set lane by lane, which takes twice as many instructions. */
 HTPW_MVE_INLINE int32x4_t htpw_mve_gather(int32_t a, int32_t b, int32_t c, int32_t d) {
     int32x4_t v;
-    __asm__("vmov %q0[2], %q0[0], %1, %2\n\tvmov %q0[3], %q0[1], %3, %4"
-            : "=&w"(v)
-            : "r"(a), "r"(c), "r"(b), "r"(d));
+    __asm__("vmov %q0[2], %q0[0], %1, %2\n\tvmov %q0[3], %q0[1], %3, %4" : "=&w"(v) : "r"(a), "r"(c), "r"(b), "r"(d));
     return v;
 }
 
 /* The outputs first .. end - 1 of one axis whose windows are inside the input; none if first >= end. */
-HTPW_MVE_INLINE struct htpw_taps htpw_mve_inside(int32_t out, int32_t taps, int32_t dilation, int32_t stride, int32_t pad,
-                                                 int32_t size) {
-    const int32_t room = size - 1 - (taps - 1) * dilation + pad; /* position of the last window, from that of the first */
+HTPW_MVE_INLINE struct htpw_taps htpw_mve_inside(int32_t out, int32_t taps, int32_t dilation, int32_t stride,
+                                                 int32_t pad, int32_t size) {
+    const int32_t room =
+        size - 1 - (taps - 1) * dilation + pad; /* position of the last window, from that of the first */
     struct htpw_taps t = {(pad + stride - 1) / stride, room < 0 ? 0 : room / stride + 1};
     t.end = t.end < out ? t.end : out;
     return t;

@@ -4,7 +4,8 @@
 #ifdef HTPW_HAS_ARMV81M_MVE
 
 /* ((x + offset) << left) requantised with shift <= 0. */
-HTPW_MVE_INLINE int32x4_t htpw_mve_term(int32x4_t x, int32_t offset, int32_t left, int32_t multiplier, int32x4_t right) {
+HTPW_MVE_INLINE int32x4_t htpw_mve_term(int32x4_t x, int32_t offset, int32_t left, int32_t multiplier,
+                                        int32x4_t right) {
     const int32x4_t v = vshlq_r_s32(vaddq_n_s32(x, offset), left);
     return htpw_mve_round_shift(vqrdmulhq_n_s32(v, multiplier), right);
 }
@@ -38,16 +39,15 @@ void htpw_mve_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, c
     }
 }
 
-const struct htpw_backend htpw_backend_armv81m_mve = {
-    HTPW_BACKEND_ARMV81M_MVE,
-    HTPW_IF(HTPW_WITH(CONV), htpw_mve_conv),
-    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_mve_depthwise),
-    HTPW_IF(HTPW_ANY_ROWS, htpw_mve_conv1x1),
-    HTPW_IF(HTPW_ANY_PACKED, htpw_mve_packed),
-    HTPW_IF(HTPW_WITH(ADD), htpw_mve_add),
-    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_mve_avgpool),
-    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_mve_maxpool),
-    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
-    HTPW_IF(HTPW_ANY_FUSED, htpw_mve_synth)};
+const struct htpw_backend htpw_backend_armv81m_mve = {HTPW_BACKEND_ARMV81M_MVE,
+                                                      HTPW_IF(HTPW_WITH(CONV), htpw_mve_conv),
+                                                      HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_mve_depthwise),
+                                                      HTPW_IF(HTPW_ANY_ROWS, htpw_mve_conv1x1),
+                                                      HTPW_IF(HTPW_ANY_PACKED, htpw_mve_packed),
+                                                      HTPW_IF(HTPW_WITH(ADD), htpw_mve_add),
+                                                      HTPW_IF(HTPW_WITH(AVGPOOL), htpw_mve_avgpool),
+                                                      HTPW_IF(HTPW_WITH(MAXPOOL), htpw_mve_maxpool),
+                                                      HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
+                                                      HTPW_IF(HTPW_ANY_FUSED, htpw_mve_synth)};
 
 #endif

@@ -35,7 +35,8 @@ struct htpw_mve_outputs {
     struct htpw_mve_words bias, multiplier, shift;
 };
 
-HTPW_MVE_INLINE void htpw_mve_outputs_open(struct htpw_mve_outputs *out, const struct htpw_requant *q, const int32_t *bias) {
+HTPW_MVE_INLINE void htpw_mve_outputs_open(struct htpw_mve_outputs *out, const struct htpw_requant *q,
+                                           const int32_t *bias) {
     htpw_mve_words_open(&out->bias, bias, bias != NULL);
     htpw_mve_words_open(&out->multiplier, q->multiplier, q->per_channel);
     htpw_mve_words_open(&out->shift, q->shift, q->per_channel);
@@ -87,8 +88,8 @@ HTPW_MVE_INLINE int32x4_t htpw_mve_dot(int32_t in_c, const int8_t *x, const int8
             "vmladava.s8 %[a3], q0, q2\n\t"
             "le      lr, 1b\n"
             "2:"
-            : [a0] "+Te"(a0), [a1] "+Te"(a1), [a2] "+Te"(a2), [a3] "+Te"(a3), [x] "+r"(x), [w0] "+r"(w0),
-              [w1] "+r"(w1), [w2] "+r"(w2), [w3] "+r"(w3)
+            : [a0] "+Te"(a0), [a1] "+Te"(a1), [a2] "+Te"(a2), [a3] "+Te"(a3), [x] "+r"(x), [w0] "+r"(w0), [w1] "+r"(w1),
+              [w2] "+r"(w2), [w3] "+r"(w3)
             : [n] "r"(in_c / HTPW_MVE_IN)
             : "q0", "q1", "q2", "lr", "memory");
     if (in_c % HTPW_MVE_IN != 0) {
@@ -111,11 +112,12 @@ struct htpw_mve_pair {
     int32_t out_c;                                                       /* 108 */
     const int8_t *x;                                                     /* 112 */
     int32_t in_c, columns, pairs, out_offset;                            /* 116, 120 (in_c % 16), 124, 128 */
-    uint32_t lanes;                                                      /* 132: predicate of the outputs that exist */
+    uint32_t lanes; /* 132: predicate of the outputs that exist */
 };
 
-typedef char htpw_mve_pair_offsets[offsetof(struct htpw_mve_pair, w) == 96 && offsetof(struct htpw_mve_pair, lanes) == 132 ? 1
-                                                                                                                       : -1];
+typedef char
+    htpw_mve_pair_offsets[offsetof(struct htpw_mve_pair, w) == 96 && offsetof(struct htpw_mve_pair, lanes) == 132 ? 1
+                                                                                                                  : -1];
 
 /* One packed block of four outputs with `pairs` >= 1 pairs of rows of x. Eight sums take every even register, LR among them,
  * so that the inner loop cannot be a low-overhead one. */

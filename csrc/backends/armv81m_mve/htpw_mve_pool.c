@@ -90,10 +90,11 @@ HTPW_MVE_INLINE void htpw_mve_average_many(const struct htpw_mve_cells *w, int32
     }
 }
 
-HTPW_MVE_INLINE void htpw_mve_average(const struct htpw_mve_cells *w, int32_t channels, int32_t act_min, int32_t act_max,
-                                      int8_t *y) {
+HTPW_MVE_INLINE void htpw_mve_average(const struct htpw_mve_cells *w, int32_t channels, int32_t act_min,
+                                      int32_t act_max, int8_t *y) {
     const uint32_t cells = (uint32_t)(w->rows * w->columns);
-    const uint32_t reciprocal = UINT32_MAX / cells + (UINT32_MAX % cells == cells - 1u); /* floor(2^32 / cells), cells > 1 */
+    const uint32_t reciprocal =
+        UINT32_MAX / cells + (UINT32_MAX % cells == cells - 1u); /* floor(2^32 / cells), cells > 1 */
     if (cells <= 256) {
         htpw_mve_average_few(w, channels, reciprocal, act_min, act_max, y);
     } else {
@@ -101,8 +102,8 @@ HTPW_MVE_INLINE void htpw_mve_average(const struct htpw_mve_cells *w, int32_t ch
     }
 }
 
-HTPW_MVE_INLINE void htpw_mve_largest(const struct htpw_mve_cells *w, int32_t channels, int32_t act_min, int32_t act_max,
-                                      int8_t *y) {
+HTPW_MVE_INLINE void htpw_mve_largest(const struct htpw_mve_cells *w, int32_t channels, int32_t act_min,
+                                      int32_t act_max, int8_t *y) {
     for (int32_t c = 0; c < channels; c += 16) {
         const mve_pred16_t p = vctp8q((uint32_t)(channels - c));
         int8x16_t t = vdupq_n_s8((int8_t)act_min);
@@ -116,8 +117,8 @@ HTPW_MVE_INLINE void htpw_mve_largest(const struct htpw_mve_cells *w, int32_t ch
     }
 }
 
-HTPW_MVE_INLINE void htpw_mve_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x, int8_t *y,
-                                   int want_mean) {
+HTPW_MVE_INLINE void htpw_mve_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
+                                   int8_t *y, int want_mean) {
     const size_t column = (size_t)g->in_c, row = (size_t)g->in_w * column;
     for (int32_t n = 0; n < g->n; n++) {
         for (int32_t oy = 0; oy < g->out_h; oy++) {

@@ -20,13 +20,21 @@ static cmsis_nn_dims htpw_cmsis_dims(int32_t n, int32_t h, int32_t w, int32_t c)
 
 static cmsis_nn_per_channel_quant_params htpw_cmsis_quant(const struct htpw_requant *q) {
     /* CMSIS-NN reads these arrays and writes neither; its struct has no const */
-    const cmsis_nn_per_channel_quant_params quant = {(int32_t *)(uintptr_t)q->multiplier, (int32_t *)(uintptr_t)q->shift};
+    const cmsis_nn_per_channel_quant_params quant = {(int32_t *)(uintptr_t)q->multiplier,
+                                                     (int32_t *)(uintptr_t)q->shift};
     return quant;
 }
 
 static int htpw_cmsis_is_small(const struct htpw_window *g, int32_t products) {
-    const int32_t sizes[] = {g->in_h, g->in_w, g->in_c, g->out_h, g->out_w, g->out_c, products,
-                             (g->out_w - 1) * g->stride_w, (g->out_h - 1) * g->stride_h};
+    const int32_t sizes[] = {g->in_h,
+                             g->in_w,
+                             g->in_c,
+                             g->out_h,
+                             g->out_w,
+                             g->out_c,
+                             products,
+                             (g->out_w - 1) * g->stride_w,
+                             (g->out_h - 1) * g->stride_h};
     for (uint32_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         if (sizes[i] > INT16_MAX) {
             return 0;
@@ -90,8 +98,8 @@ static void htpw_cmsis_depthwise(const struct htpw_window *g, const struct htpw_
     p.padding.w = g->pad_left;
     p.activation.min = q->act_min;
     p.activation.max = q->act_max;
-    const int usable = htpw_cmsis_has_channels(q, g->out_c) && htpw_cmsis_is_small(g, g->k_h * g->k_w * g->in_c) &&
-                       bias != NULL;
+    const int usable =
+        htpw_cmsis_has_channels(q, g->out_c) && htpw_cmsis_is_small(g, g->k_h * g->k_w * g->in_c) && bias != NULL;
     const uint32_t have = htpw_backend_depthwise_scratch(htpw_backend_rule(HTPW_BACKEND_CMSIS_NN),
                                                          (uint32_t)(g->k_h * g->k_w), (uint32_t)g->out_c);
     const int32_t need = usable ? arm_depthwise_conv_wrapper_s8_get_buffer_size(&p, &input, &filter, &output) : 0;
@@ -99,7 +107,8 @@ static void htpw_cmsis_depthwise(const struct htpw_window *g, const struct htpw_
     arm_cmsis_nn_status status = ARM_CMSIS_NN_ARG_ERROR;
     if (usable && (uint32_t)need <= have && g->in_c > 1) {
         status = arm_depthwise_conv_wrapper_s8(&ctx, &p, &quant, &input, x, &filter, w, &channels, bias, &output, y);
-    } else if (usable) { /* needs no scratch; one input channel would be sent to the 1xN kernel, which is wrong on Helium */
+    } else if (
+        usable) { /* needs no scratch; one input channel would be sent to the 1xN kernel, which is wrong on Helium */
         status = arm_depthwise_conv_s8(&ctx, &p, &quant, &input, x, &filter, w, &channels, bias, &output, y);
     }
     if (status != ARM_CMSIS_NN_SUCCESS) {
@@ -126,16 +135,16 @@ static void htpw_cmsis_conv1x1(int32_t rows, int32_t in_c, int32_t out_c, const 
 }
 
 static void htpw_cmsis_packed(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
-                              int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias, void *scratch,
-                              int8_t *y) {
+                              int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias,
+                              void *scratch, int8_t *y) {
     htpw_cmsis_conv1x1(rows, in_c, out_c, q, in_offset, x, (const int8_t *)packed, bias, scratch, y); /* row-major */
 }
 
 static void htpw_cmsis_add(size_t n, const struct htpw_elementwise *p, const int8_t *a, const int8_t *b, int8_t *y) {
-    if (n > INT32_MAX || arm_elementwise_add_s8(a, b, p->a_offset, p->a_multiplier, p->a_shift, p->b_offset, p->b_multiplier,
-                                                p->b_shift, p->left_shift, y, p->out_offset, p->out_multiplier,
-                                                p->out_shift, p->act_min, p->act_max,
-                                                (int32_t)n) != ARM_CMSIS_NN_SUCCESS) {
+    if (n > INT32_MAX ||
+        arm_elementwise_add_s8(a, b, p->a_offset, p->a_multiplier, p->a_shift, p->b_offset, p->b_multiplier, p->b_shift,
+                               p->left_shift, y, p->out_offset, p->out_multiplier, p->out_shift, p->act_min, p->act_max,
+                               (int32_t)n) != ARM_CMSIS_NN_SUCCESS) {
         htpw_add_s8_ref(n, p, a, b, y);
     }
 }
@@ -161,10 +170,8 @@ static void htpw_cmsis_maxpool(const struct htpw_window *g, int32_t act_min, int
 
 /* arm_avgpool_s8 wants a buffer on some cores; the portable pool needs none and gives the same bytes. */
 const struct htpw_backend htpw_backend_cmsis_nn = {
-    HTPW_BACKEND_CMSIS_NN, htpw_cmsis_conv, htpw_cmsis_depthwise, htpw_cmsis_conv1x1,
-    htpw_cmsis_packed,     htpw_cmsis_add,  htpw_avgpool_s8_ref,  htpw_cmsis_maxpool,
-    htpw_conv1x1_s4_plain,
-    NULL};
+    HTPW_BACKEND_CMSIS_NN, htpw_cmsis_conv,     htpw_cmsis_depthwise, htpw_cmsis_conv1x1,    htpw_cmsis_packed,
+    htpw_cmsis_add,        htpw_avgpool_s8_ref, htpw_cmsis_maxpool,   htpw_conv1x1_s4_plain, NULL};
 
 #else
 typedef int htpw_cmsis_nn_is_off; /* ISO C wants a declaration in every file */

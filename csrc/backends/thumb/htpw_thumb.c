@@ -21,7 +21,7 @@ void htpw_thumb_block(const int8_t *x, const int8_t *w, int32_t in_c, struct htp
 #if __ARM_ARCH >= 7
 
 #define HTPW_COLUMN                                                                                                    \
-    "ldrsb r8, [r0], #1\n ldrsb r9, [r1], #1\n ldrsb r10, [lr], #1\n ldrsb r11, [r12], #1\n"                            \
+    "ldrsb r8, [r0], #1\n ldrsb r9, [r1], #1\n ldrsb r10, [lr], #1\n ldrsb r11, [r12], #1\n"                           \
     "mla r4, r8, r9, r4\n mla r5, r8, r11, r5\n mla r6, r10, r9, r6\n mla r7, r10, r11, r7\n"
 
 __attribute__((naked)) void htpw_thumb_block(const int8_t *x HTPW_THUMB_UNUSED, const int8_t *w HTPW_THUMB_UNUSED,
@@ -33,13 +33,11 @@ __attribute__((naked)) void htpw_thumb_block(const int8_t *x HTPW_THUMB_UNUSED, 
                      "add lr, r0, r2\n" /* row 1 of x */
                      "subs r2, r2, #4\n"
                      "blt 2f\n"
-                     "1:\n" HTPW_COLUMN HTPW_COLUMN HTPW_COLUMN HTPW_COLUMN
-                     "subs r2, r2, #4\n"
+                     "1:\n" HTPW_COLUMN HTPW_COLUMN HTPW_COLUMN HTPW_COLUMN "subs r2, r2, #4\n"
                      "bge 1b\n"
                      "2: adds r2, r2, #4\n"
                      "beq 4f\n"
-                     "3:\n" HTPW_COLUMN
-                     "subs r2, r2, #1\n"
+                     "3:\n" HTPW_COLUMN "subs r2, r2, #1\n"
                      "bne 3b\n"
                      "4: pop {r3}\n"
                      "stm r3, {r4-r7}\n"
@@ -154,8 +152,8 @@ static void htpw_thumb_conv1x1(int32_t rows, int32_t in_c, int32_t out_c, const 
 }
 
 static void htpw_thumb_packed(int32_t rows, int32_t in_c, int32_t out_c, const struct htpw_requant *q,
-                              int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias, void *scratch,
-                              int8_t *y) {
+                              int32_t in_offset, const int8_t *x, const void *packed, const int32_t *bias,
+                              void *scratch, int8_t *y) {
     htpw_thumb_conv1x1(rows, in_c, out_c, q, in_offset, x, (const int8_t *)packed, bias, scratch, y); /* row-major */
 }
 
@@ -171,17 +169,16 @@ static void htpw_thumb_depthwise(const struct htpw_window *g, const struct htpw_
     htpw_depthwise_s8_ref(g, q, in_offset, x, w, bias, y);
 }
 
-const struct htpw_backend htpw_backend_thumb = {
-    HTPW_BACKEND_THUMB,
-    HTPW_IF(HTPW_WITH(CONV), htpw_thumb_conv),
-    HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_thumb_depthwise),
-    HTPW_IF(HTPW_ANY_ROWS, htpw_thumb_conv1x1),
-    HTPW_IF(HTPW_ANY_PACKED, htpw_thumb_packed),
-    HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_ref),
-    HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_ref),
-    HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_ref),
-    HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
-    NULL};
+const struct htpw_backend htpw_backend_thumb = {HTPW_BACKEND_THUMB,
+                                                HTPW_IF(HTPW_WITH(CONV), htpw_thumb_conv),
+                                                HTPW_IF(HTPW_WITH(DEPTHWISE), htpw_thumb_depthwise),
+                                                HTPW_IF(HTPW_ANY_ROWS, htpw_thumb_conv1x1),
+                                                HTPW_IF(HTPW_ANY_PACKED, htpw_thumb_packed),
+                                                HTPW_IF(HTPW_WITH(ADD), htpw_add_s8_ref),
+                                                HTPW_IF(HTPW_WITH(AVGPOOL), htpw_avgpool_s8_ref),
+                                                HTPW_IF(HTPW_WITH(MAXPOOL), htpw_maxpool_s8_ref),
+                                                HTPW_IF(HTPW_WITH(NARROW), htpw_conv1x1_s4_plain),
+                                                NULL};
 
 #else
 typedef int htpw_thumb_is_off; /* ISO C wants a declaration in every file */

@@ -4,7 +4,7 @@
 
 #include "../htpw_backend.h"
 
-#if defined(__thumb__) && defined(__ARM_ARCH_PROFILE) && !defined(__ARM_FEATURE_DSP) && !defined(__ARM_FEATURE_MVE) &&  \
+#if defined(__thumb__) && defined(__ARM_ARCH_PROFILE) && !defined(__ARM_FEATURE_DSP) && !defined(__ARM_FEATURE_MVE) && \
     !defined(__ARM_BIG_ENDIAN) && defined(__GNUC__) && !HTPW_SMALL && !defined(HTPW_CONFIG_NO_THUMB)
 #if __ARM_ARCH_PROFILE == 'M'
 #define HTPW_HAS_THUMB 1

@@ -73,7 +73,8 @@ static void app_decide(void) {
     int decision = APP_NO_DECISION;
     if (quality == 0) {
         (void)APP_PHASE("window", app_make_window());
-        app_check(APP_PHASE("run", htpw_run(&app_context, app_window, APP_INPUT_BYTES, app_logits, APP_OUTPUT_BYTES)), "run");
+        app_check(APP_PHASE("run", htpw_run(&app_context, app_window, APP_INPUT_BYTES, app_logits, APP_OUTPUT_BYTES)),
+                  "run");
         decision = app_logits[1] - app_logits[0] >= APP_MARGIN ? APP_VENTRICULAR : APP_OTHER;
     }
     app_print("decision");
@@ -92,8 +93,8 @@ int app_main(void) {
     app_print(htpw_backend_name(HTPW_BACKEND_BEST));
     app_print(" 0\n");
     app_check(APP_PHASE("open", htpw_model_open(&app_model, app_image, APP_IMAGE_BYTES)), "open");
-    app_check(APP_PHASE("bind", htpw_bind(&app_context, &app_model, HTPW_BACKEND_BEST, app_arena, APP_ARENA_BYTES, app_cache,
-                                          APP_CACHE_BYTES, HTPW_BOOT)),
+    app_check(APP_PHASE("bind", htpw_bind(&app_context, &app_model, HTPW_BACKEND_BEST, app_arena, APP_ARENA_BYTES,
+                                          app_cache, APP_CACHE_BYTES, HTPW_BOOT)),
               "bind");
     ecg_front_open(&app_front, app_ring, APP_INPUT_BYTES, APP_RATE);
     const uint32_t file = app_open("samples", 0);
