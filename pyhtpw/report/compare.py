@@ -56,12 +56,15 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto(sources: Sequence[Source]) -> Plot | None:
-    """Macro-F1 against bytes of every source with a score, one panel per data set; published points beside real data."""
+    """Macro-F1 against bytes of every source with a score, one panel per data set; published points beside real data.
+
+    None where there is nothing to stand beside: one source, and no published point."""
     groups: dict[str, list[int]] = {}
     for i, source in enumerate(sources):
         if tables.integer(source.report.get("image_bytes")) and any(_score(source, s) is not None for s in ("test", "validation")):
             groups.setdefault(str(source.report.get("data") or "data not stated"), []).append(i)
-    if not groups:
+    published = any(data in POINTS and not tables.is_synthetic(sources[i].report) for data, members in groups.items() for i in members)
+    if sum(map(len, groups.values())) < 2 and not published:
         return None
     from matplotlib.figure import Figure
 
@@ -95,8 +98,8 @@ def _panel(axes: plots.Axes, data: str, members: Sequence[tuple[int, Source]]) -
         axes.annotate(point.name, (point.bytes, point.macro_f1), xytext=(5, 4), textcoords="offset points", fontsize=7.5, color=MUTED)
         words.append(f"published {point.name} {point.bytes:,} bytes, {point.macro_f1:.3f}")
     everything = points + [(point.bytes, point.macro_f1) for point in published]
-    if len(everything) > 1:
-        line = [everything[i] for i in front(everything)]
+    line = [everything[i] for i in front(everything)]
+    if len(line) > 1:
         axes.plot(*zip(*line, strict=True), "-", color=MUTED, linewidth=0.9, zorder=0, label="Pareto front of test")
     axes.set(xscale="log", xlabel="bytes (ours: the whole image; published: weight tensors)" if published else "whole image, bytes", ylabel="macro-F1", title=data)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

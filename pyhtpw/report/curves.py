@@ -75,7 +75,7 @@ def curves(y: np.ndarray, p: np.ndarray, cluster: np.ndarray, *, resamples: int 
         out["no_band"] = f"no intervals: class {rare} is of {people_of[rare]} person alone, and people are what is resampled"
     else:
         drawn = draw(support.T.astype(np.int64), 1, resamples=resamples, seed=seed)
-        low, high = np.quantile(_bands(above, support, drawn.clusters.astype(np.float64), steps), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+        low, high = np.quantile(_bands(above, support, drawn.clusters.astype(np.float64), steps), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         out["resamples"] = resamples
         largest = support[1].max() / support[1].sum()
         if largest > 0.5:

@@ -150,11 +150,12 @@ def _demo(path: Path) -> Source:
     report = _json(path)
     if "image_bytes" not in report:
         raise ConfigError(f"{path}: is not a report of 'pyhtpw demo': it has no image_bytes; {REMEDY}")
-    beside = path.parent / Path(str(report.get("image") or MODEL)).name
-    opened = Image.open(beside) if beside.is_file() else None
-    if opened is not None and len(opened.data) != report["image_bytes"]:
-        opened = None  # another run's image: its kernels would be shown beside figures that are not its own
-    label = path.parent.name if path.name == REPORT else path.stem
+    opened = None
+    for beside in (path.parent / Path(str(report.get("image") or MODEL)).name, path.with_suffix(".htpw")):
+        if beside.is_file() and beside.stat().st_size == report["image_bytes"]:  # another run's would be shown beside figures not its own
+            opened = Image.open(beside)
+            break
+    label = path.resolve().parent.name if path.name == REPORT else path.stem
     return Source(label or path.stem, "demo", path, report, opened)
 
 
