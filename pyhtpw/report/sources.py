@@ -171,6 +171,7 @@ def _run(folder: Path, kind: str) -> Source:
         "command": " ".join(map(str, run.get("command") or ())) or None, "version": (run.get("versions") or {}).get("pyhtpw"),
         "machine": run.get("machine"), "data": data.get("name"), "protocol": data.get("protocol"), "synthetic": data.get("synthetic"),
         "source_sha256": data.get("source_sha256"), "seed": run.get("seed"),
+        "median_filter": (run.get("recipe") or {}).get("median"),
         "network": {"name": network.get("name"), "nodes": [n for n in nodes if isinstance(n, Mapping)],
                     **({"macs": opened.parsed.macs, "input": list(opened.input_shape)} if opened else {})},
         "training": {"config": config, "checkpoint": kind, "curves": _curves(folder / CURVES),
