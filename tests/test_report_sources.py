@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -174,7 +175,7 @@ def test_page_of_several_is_one_document(folder, tmp_path):
     assert {h[1:] for h in hrefs if h.startswith("#")} <= set(ids) and all(h.startswith(("#", "data:image/png;base64,")) for h in hrefs)
     assert page.tags["h1"] == page.tags["main"] == 1 and page.tags["article"] == 5 == page.text.count("On the device")
     levels = [int(tag[1]) for tag in re.findall(r"<(h[1-6])", text)]
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:]))  # no level is skipped
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))  # no level is skipped
     assert page.tags["svg"] == len([1 for tag, key, _ in page.attributes if (tag, key) == ("svg", "aria-label")]) > 15
     assert all(value.strip() for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label"))
     for words in ("Side by side", "bare (2)", "3 of 100 scored validation windows were decided wrong", "30 resamples of whole people", "image is not there"):
@@ -223,7 +224,7 @@ def test_pareto_has_published_points_beside_real_data_alone(folder):
         assert "published" not in compare.pareto([demo, demo]).alt
     assert "another split" in compare.pareto_note([real]) and "synthetic" in compare.pareto_note([demo]) and "another split" not in compare.pareto_note([run])
     assert compare.front([(10, 0.5), (5, 0.6), (20, 0.9), (20, 0.7)]) == [1, 2]
-    assert "0.883" in [row for row in compare.table([run, real]).rows if row.cells[0] == "macro-F1, test"][0].cells
+    assert "0.883" in next(row for row in compare.table([run, real]).rows if row.cells[0] == "macro-F1, test").cells
 
 
 def test_intervals_are_drawn_and_said(folder):

@@ -18,7 +18,7 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file. Default: report.html in the folder of the first, or "
         "beside it under its name; of several, report.html here.")] = None,
     interactive: Annotated[bool, typer.Option("--interactive", help="Embed the library as WebAssembly: the page makes the kernels, runs "
-        "windows in the browser and compares every byte with this machine's.")] = False,
+        "windows in the browser and compares every byte with the host's.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for every figure as PNG and SVG.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set whose validation windows are scored, drawn where wrong, and embedded "
         "(--interactive): `pyhtpw data list`. Test is never opened.")] = None,
@@ -27,8 +27,8 @@ def report(
     source: Annotated[Path | None, typer.Option("--input", help="Windows for --interactive from a .npy file: int8 as they are, floats "
         "quantised.")] = None,
     windows: Annotated[int, typer.Option(help="Windows that --interactive embeds.", min=1, max=1000)] = 16,
-    board: Annotated[list[Path] | None, typer.Option(help="JSON of 'pyhtpw target report' with instructions by layer; repeatable, each goes "
-        "to the source whose image it is of.")] = None,
+    board: Annotated[list[Path] | None, typer.Option(help="JSON of 'pyhtpw target report' with instructions by layer; repeatable, each "
+        "goes to the source whose image it is of.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Count instructions by layer on an emulated board (mps2-an386).")] = False,
     ema: Annotated[bool, typer.Option("--ema", help="Of a training's folder the image of the averaged weights.")] = False,
     aami_strict: Strict = False,
@@ -93,9 +93,9 @@ def _scored(source: Any, dataset: Any, quiet: bool) -> Any:
     named = source.report.get("data")
     if named not in (None, dataset.name):
         raise ConfigError(f"{source.label}: was made of {named}, not of {dataset.name}: give --data {named}")
-    if int(dataset.val.x[0].size) != source.image.plan().input:
-        raise ConfigError(f"{source.label}: takes {source.image.plan().input} samples, windows of {dataset.name} have {dataset.val.x[0].size}: "
-                          "give its own data set and protocol")
+    have, takes = int(dataset.val.x[0].size), source.image.plan().input
+    if have != takes:
+        raise ConfigError(f"{source.label}: takes {takes} samples, windows of {dataset.name} have {have}: give its own data and protocol")
     threshold = tables.number(tables.get(source.report, "validation", "threshold")) if len(dataset.classes) == 2 else None
     if threshold is None and len(dataset.classes) == 2:
         raise ConfigError(f"{source.label}: has no threshold t*: an image of two classes keeps it in INFO")
@@ -170,8 +170,8 @@ def _told(found: list[Any], dataset: Any, file: Path | None, n: int, seed: int) 
 
 def _facts(found: list[Any], target: Path, drawn: list[Path], told: list[Any] | None) -> dict[str, Any]:
     """The command as one JSON object; of one source its report's keys stand at the top, as they always did."""
-    facts = {"file": str(target), "plots": [str(path) for path in drawn],
-             "browser": None if told is None else [{"section": t.data["section"], "kernels": len(t.kernels), "windows": len(t.windows)} for t in told]}
+    rows = [{"section": t.data["section"], "kernels": len(t.kernels), "windows": len(t.windows)} for t in told or ()]
+    facts = {"file": str(target), "plots": [str(path) for path in drawn], "browser": None if told is None else rows}
     if len(found) == 1:
         return {**found[0].report, **facts}
     return {**facts, "sources": [{"label": each.label, "kind": each.kind, "path": str(each.path), **each.report} for each in found]}

@@ -99,22 +99,49 @@ def table(source: Source) -> Table | None:
     for each in found:
         plain = [whole(each.plain[b]) if each.plain else "" for b in BITS]
         counted = [] if each.instructions is None else [whole(each.instructions)]
-        rows.append(Row((each.name, each.kind, "x".join(map(str, each.shape)), "x".join(map(str, each.kernel)), each.source,
-                         whole(each.bytes), whole(each.stored + each.codes + each.share) if each.kernel else "", *plain, *counted,
-                         whole(each.activation), whole(each.cached))))
+        rows.append(
+            Row(
+                (
+                    each.name,
+                    each.kind,
+                    "x".join(map(str, each.shape)),
+                    "x".join(map(str, each.kernel)),
+                    each.source,
+                    whole(each.bytes),
+                    whole(each.stored + each.codes + each.share) if each.kernel else "",
+                    *plain,
+                    *counted,
+                    whole(each.activation),
+                    whole(each.cached),
+                )
+            )
+        )
     has = found[0].instructions is not None
     made = get(source.report, "board") or {}
     sums = [sum(getattr(each, key) for each in found) for key in ("bytes", "cached")]
     total = ["sum", "", "", "", "", whole(sums[0]), "", "", "", ""]
     rows.append(Row((*total, *([whole(sum(each.instructions or 0 for each in found))] if has else []), "", whole(sums[1])), "total"))
-    heads = [Column("Layer", False), Column("Kind", False, True), Column("Output", False, True), Column("Kernel", False, True),
-             Column("Kernel is", False, True), Column("Bytes"), Column("of them kernel", True, True), *(Column(f"at {b} bits") for b in BITS)]
+    heads = [
+        Column("Layer", False),
+        Column("Kind", False, True),
+        Column("Output", False, True),
+        Column("Kernel", False, True),
+        Column("Kernel is", False, True),
+        Column("Bytes"),
+        Column("of them kernel", True, True),
+        *(Column(f"at {b} bits") for b in BITS),
+    ]
     heads += [Column("Instructions")] if has else []
     heads += [Column("Activations"), Column("Kernel in SRAM", True, True)]
-    note = ("Bytes: all that a layer takes of the image, its share of generators and heads included; header, names and padding are no layer's. At 8, 4 and 2 bits: its kernel stored plainly. Activations: inputs and output of the "
-            "layer; kernel in SRAM: row-major, as it is made once.")
+    note = (
+        "Bytes: all that a layer takes of the image, its share of generators and heads included; header, names and padding are no "
+        "layer's. At 8, 4 and 2 bits: its kernel stored plainly. Activations: inputs and output of the layer; kernel in SRAM: "
+        "row-major, as it is made once."
+    )
     if has:
-        note += f" Instructions: {made.get('board')} ({made.get('cpu')}), {made.get('backend')}, {made.get('compiler')}, counted under QEMU."
+        note += (
+            f" Instructions: {made.get('board')} ({made.get('cpu')}), {made.get('backend')}, {made.get('compiler')}, counted under QEMU."
+        )
     else:
         note += " Instructions by layer: not run (--measure, or --board with the JSON of 'pyhtpw target report')."
     return Table("Architecture, layer by layer", tuple(heads), tuple(rows), note)

@@ -89,15 +89,26 @@ def host(source: Source, section: str, windows: np.ndarray, origin: str) -> Told
     rows = []
     for op, weights in kernels.items():
         shape = image.parsed.ops[op].weight_shape
-        rows.append({"name": names[op], "shape": " x ".join(map(str, shape)), "columns": int(np.prod(shape[1:])) if len(shape) > 1 else 1,
-                     "bytes": weights.size, "weights": text(weights), "sha256": hashlib.sha256(weights.tobytes()).hexdigest()})
+        rows.append(
+            {
+                "name": names[op],
+                "shape": " x ".join(map(str, shape)),
+                "columns": int(np.prod(shape[1:])) if len(shape) > 1 else 1,
+                "bytes": weights.size,
+                "weights": text(weights),
+                "sha256": hashlib.sha256(weights.tobytes()).hexdigest(),
+            }
+        )
     info, first = image.parsed.info, image.parsed.input
     data = {
         "section": section, "image": text(image.data), "kernels": [{k: v for k, v in row.items() if k != "bytes"} for row in rows],
         "windows": text(windows), "count": len(windows), "logits": text(logits), "zero_point": first.zero_point, "channels": first.c,
         "logit_scale": None if info is None else float(info.logit_scale), "classes": [] if info is None else list(info.classes),
     }  # fmt: skip
-    shown = [{"logits": ", ".join(map(str, row)), "sha256": hashlib.sha256(x.tobytes()).hexdigest()} for row, x in zip(logits, windows, strict=True)]
+    shown = [
+        {"logits": ", ".join(map(str, row)), "sha256": hashlib.sha256(x.tobytes()).hexdigest()}
+        for row, x in zip(logits, windows, strict=True)
+    ]
     return Told(data, rows, shown, origin)
 
 

@@ -16,9 +16,12 @@ MARKS = "osD^vP"  # with the colours, so that neither stands alone
 
 def table(sources: Sequence[Source]) -> Table:
     """A row per figure, a column per source."""
+
     def row(label: str, *keys: str, form: str = "") -> Row:
         cells = [get(source.report, *keys) for source in sources]
-        return Row((label, *(decimal(c, form) if form else whole(c) if tables.number(c) is not None else text(c, tables.NOT_RUN) for c in cells)))
+        return Row(
+            (label, *(decimal(c, form) if form else whole(c) if tables.number(c) is not None else text(c, tables.NOT_RUN) for c in cells))
+        )
 
     def sum_of(source: Source) -> str:
         plan = source.report.get("plan") or {}
@@ -28,7 +31,8 @@ def table(sources: Sequence[Source]) -> Table:
     rows = [
         row("network", "network", "name"), row("data", "data"), row("protocol", "protocol"), row("image, bytes", "image_bytes"),
         *(row(f"with kernels stored at {b} bits", "whole_image_if_stored", b) for b in tables.BITS),
-        row("generated kernels: bytes", "generated_total", "stored_bytes"), row("generated kernels: weights", "generated_total", "kernel_bytes"),
+        row("generated kernels: bytes", "generated_total", "stored_bytes"),
+        row("generated kernels: weights", "generated_total", "kernel_bytes"),
         Row(("SRAM on a Cortex-M4: arena and cache", *(sum_of(source) for source in sources))),
         row("macro-F1, validation", "validation", "macro_f1", form=".3f"), row("macro-F1, test", "test", "macro_f1", form=".3f"),
         row("ROC-AUC, test", "test", "auc", form=".3f"), row("instructions: synthesis, once", "cortex_m4", "synthesis_instructions"),
@@ -101,7 +105,12 @@ def _panel(axes: plots.Axes, data: str, members: Sequence[tuple[int, Source]]) -
     line = [everything[i] for i in front(everything)]
     if len(line) > 1:
         axes.plot(*zip(*line, strict=True), "-", color=MUTED, linewidth=0.9, zorder=0, label="Pareto front of test")
-    axes.set(xscale="log", xlabel="bytes (ours: the whole image; published: weight tensors)" if published else "whole image, bytes", ylabel="macro-F1", title=data)
+    axes.set(
+        xscale="log",
+        xlabel="bytes (ours: the whole image; published: weight tensors)" if published else "whole image, bytes",
+        ylabel="macro-F1",
+        title=data,
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.margins(x=0.18, y=0.12)
     plots._mark(axes, members[0][1].report)
@@ -118,7 +127,13 @@ def pareto_note(sources: Sequence[Source]) -> str:
             notes.append(f"{data} is synthetic: no published point stands beside it.")
         elif data in POINTS:
             other = sorted({str(s.report.get("protocol")) for s in mine} - {PROTOCOLS[data]})
-            notes.append(f"Published points ({SOURCE}): their own sums over weight tensors, kB of 1,024 bytes; one split, as our protocol {PROTOCOLS[data]} follows it.")
+            notes.append(
+                f"Published points ({SOURCE}): their own sums over weight tensors, kB of 1,024 bytes; one split, as our protocol "
+                f"{PROTOCOLS[data]} follows it."
+            )
             if other:
-                notes.append(f"Protocol {', '.join(map(tables.clean, other))} of this report is another split than theirs: the points are not strictly comparable.")
+                notes.append(
+                    f"Protocol {', '.join(map(tables.clean, other))} of this report is another split than theirs: the points are not "
+                    "strictly comparable."
+                )
     return " ".join(notes)

@@ -146,7 +146,15 @@ def confusion(report: Mapping[str, Any]) -> Plot | None:
     for i in range(size):
         for j in range(size):
             words = f"{counts[i, j]:,.0f}" + (f"\n{share[i, j]:.1%}" if size < 6 else "")
-            axes.text(j + 0.5, i + 0.5, words, ha="center", va="center", fontsize=9 if size < 6 else 7, color="white" if share[i, j] > 0.6 else INK)
+            axes.text(
+                j + 0.5,
+                i + 0.5,
+                words,
+                ha="center",
+                va="center",
+                fontsize=9 if size < 6 else 7,
+                color="white" if share[i, j] > 0.6 else INK,
+            )
     short = [name if len(name) < 20 else name[:19] + "." for name in names]
     axes.set_xticks(np.arange(size) + 0.5, short, rotation=0 if size < 6 else 60)
     axes.set_yticks(np.arange(size) + 0.5, short)
@@ -168,8 +176,10 @@ def wrong(report: Mapping[str, Any]) -> Plot | None:
     figure, axes = plots._figure(11.5, 0.5 + 1.25 * len(rows), rows=len(rows))
     said = []
     for axis, (row, x) in zip(axes, rows, strict=True):
-        words = (f"record {tables.clean(row.get('record'))}, sample {tables.whole(row.get('sample'))}: is {tables.clean(row.get('truth'))}, "
-                 f"decided {tables.clean(row.get('decided'))}, p {tables.decimal(row.get('p'))}")
+        words = (
+            f"record {tables.clean(row.get('record'))}, sample {tables.whole(row.get('sample'))}: is {tables.clean(row.get('truth'))}, "
+            f"decided {tables.clean(row.get('decided'))}, p {tables.decimal(row.get('p'))}"
+        )
         if x.shape[1] == 1:
             axis.plot(np.arange(len(x)) / fs, x[:, 0], color=INK, linewidth=0.8)
             axis.set_xlim(0, (len(x) - 1) / fs)

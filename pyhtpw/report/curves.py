@@ -60,7 +60,9 @@ def curves(y: np.ndarray, p: np.ndarray, cluster: np.ndarray, *, resamples: int 
     names, index = np.unique(cluster, return_inverse=True)
     score = p[:, 1]
     # steps between the scores that occur, so that a rare class is not passed over; the thresholds of the protocol are among them
-    steps = np.unique(np.concatenate([THRESHOLDS, np.quantile(score, np.linspace(0, 1, FINE)), np.quantile(score[y == 1], np.linspace(0, 1, FINE))]))
+    steps = np.unique(
+        np.concatenate([THRESHOLDS, np.quantile(score, np.linspace(0, 1, FINE)), np.quantile(score[y == 1], np.linspace(0, 1, FINE))])
+    )
     bins = np.searchsorted(steps, score, "right")  # decided positive at steps[i] if bins > i
     counts = np.zeros((2, len(names), len(steps) + 1))
     np.add.at(counts, (y, index, bins), 1)
@@ -75,13 +77,19 @@ def curves(y: np.ndarray, p: np.ndarray, cluster: np.ndarray, *, resamples: int 
         out["no_band"] = f"no intervals: class {rare} is of {people_of[rare]} person alone, and people are what is resampled"
     else:
         drawn = draw(support.T.astype(np.int64), 1, resamples=resamples, seed=seed)
-        low, high = np.quantile(_bands(above, support, drawn.clusters.astype(np.float64), steps), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        low, high = np.quantile(
+            _bands(above, support, drawn.clusters.astype(np.float64), steps), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
+        )
         out["resamples"] = resamples
         largest = support[1].max() / support[1].sum()
         if largest > 0.5:
             out["no_band"] = f"intervals are not meaningful: {largest:.0%} of the positive windows are of one person"
     width = len(GRID)
-    for name, part, x in (("roc", slice(0, width), GRID), ("pr", slice(width, 2 * width), GRID), ("threshold", slice(2 * width, None), THRESHOLDS)):
+    for name, part, x in (
+        ("roc", slice(0, width), GRID),
+        ("pr", slice(width, 2 * width), GRID),
+        ("threshold", slice(2 * width, None), THRESHOLDS),
+    ):
         rows = {"x": x, "y": told[0, part], "low": None if low is None else low[part], "high": None if high is None else high[part]}
         out[name] = {key: None if value is None else np.round(value, 5).tolist() for key, value in rows.items()}
     return out

@@ -52,7 +52,7 @@ def write_page(sources: Sequence[Source], path: str | os.PathLike[str], told: Se
     path : path
         As `write_html`.
     told : sequence of Told, optional
-        What the page's script runs and compares (`pyhtpw.report.browser.host`, section ids of `section_ids`); without it the page has no script.
+        What the page's script runs and compares (`pyhtpw.report.browser.host`, with ids of `section_ids`); without it there is no script.
 
     Raises
     ------
@@ -134,9 +134,10 @@ def render(sources: Sequence[Source], told: Sequence[Told] | None = None) -> str
         views.append({**_view(source), "figures": svg, "kernels": kernels, "id": prefix, "told": by_section.get(f"{prefix}browser")})
     several = len(sources) > 1
     return environment.get_template("report.html.j2").render(
-        views=views, several=several, style=raw(_text("report.css")), script=raw(script), data=raw(data), policy=raw(policy), absent=tables.NOT_RUN,
+        views=views, several=several, style=raw(_text("report.css")), script=raw(script), data=raw(data), policy=raw(policy),
         title=f"{len(sources)} sources side by side" if several else views[0]["title"], synthetic=any(view["synthetic"] for view in views),
-        side_by_side=compare.table(sources) if several else None, shared={name: raw(text) for name, text in figures.together(sources).items()},
+        side_by_side=compare.table(sources) if several else None,
+        shared={name: raw(text) for name, text in figures.together(sources).items()},
         pareto_note=compare.pareto_note(sources),
     )  # fmt: skip
 
@@ -202,8 +203,9 @@ def _wrong_words(report: Mapping[str, Any]) -> str:
     found = report.get("wrong") or {}
     if tables.integer(found.get("wrong")) is None:
         return ""
-    return (f"{tables.whole(found['wrong'])} of {tables.whole(found.get('scored'))} scored validation windows were decided wrong; the most confident "
-            "of each class are drawn, as the int8 samples that the network saw. Windows of test are not shown: nobody is to learn from them.")  # fmt: skip
+    return (f"{tables.whole(found['wrong'])} of {tables.whole(found.get('scored'))} scored validation windows were decided wrong; the most "
+            "confident of each class are drawn, as the int8 samples that the network saw. Windows of test are not shown: nobody is to "
+            "learn from them.")  # fmt: skip
 
 
 def _bands(report: Mapping[str, Any]) -> list[str]:
@@ -212,7 +214,8 @@ def _bands(report: Mapping[str, Any]) -> list[str]:
     for split, row in (report.get("curves") or {}).items():
         if not isinstance(row, Mapping):
             continue
-        words = f"{tables.clean(split)}: {tables.whole(row.get('n'))} windows, {tables.whole(row.get('positives'))} positive, {tables.whole(row.get('clusters'))} people or records"
+        n, positives, clusters = (tables.whole(row.get(key)) for key in ("n", "positives", "clusters"))
+        words = f"{tables.clean(split)}: {n} windows, {positives} positive, {clusters} people or records"
         if row.get("resamples"):
             words += f"; 95 % intervals, pointwise, from {tables.whole(row['resamples'])} resamples of whole people or records"
         out.append(words + (f"; {tables.clean(row['no_band'])}" if row.get("no_band") else "") + ".")

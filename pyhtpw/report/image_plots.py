@@ -49,16 +49,24 @@ def architecture(source: Source) -> Plot | None:
     made = [each for each in found if each.codes]
     said = f"{len(found)} layers. Most bytes: {heaviest.name}, {heaviest.bytes:,}. "
     if made:
-        said += (f"Generated kernels of {len(made)} layers take {sum(e.codes + e.share for e in made):,} bytes for "
-                 f"{sum(e.weights for e in made):,} weights. ")
+        said += (
+            f"Generated kernels of {len(made)} layers take {sum(e.codes + e.share for e in made):,} bytes for "
+            f"{sum(e.weights for e in made):,} weights. "
+        )
     most = max(found, key=lambda each: each.activation)
-    return Plot(figure, f"Architecture: {said}Largest activations: {most.name}, {most.activation:,} bytes. All figures are in the table below.")
+    return Plot(
+        figure, f"Architecture: {said}Largest activations: {most.name}, {most.activation:,} bytes. All figures are in the table below."
+    )
 
 
 def _bytes(axes: Axes, found: list[LayerCost]) -> None:
     left = [0] * len(found)
-    for key, colour, label in (("stored", BLUE, "kernel, stored"), ("codes", VERMILLION, "kernel, codes"), ("share", ORANGE, "kernel, share of generator and head"),
-                               ("rest", PURPLE, "record, multipliers, shifts, biases")):
+    for key, colour, label in (
+        ("stored", BLUE, "kernel, stored"),
+        ("codes", VERMILLION, "kernel, codes"),
+        ("share", ORANGE, "kernel, share of generator and head"),
+        ("rest", PURPLE, "record, multipliers, shifts, biases"),
+    ):
         sizes = [getattr(each, key) for each in found]
         if any(sizes):
             axes.barh(range(len(found)), sizes, 0.6, left=left, color=colour, label=label, edgecolor="white", linewidth=0.4)
@@ -66,7 +74,15 @@ def _bytes(axes: Axes, found: list[LayerCost]) -> None:
     for bits, mark in PLAIN.items():
         points = [(each.plain[bits] + each.rest, i) for i, each in enumerate(found) if each.plain]
         if points:
-            axes.plot(*zip(*points, strict=True), mark, color=INK, markersize=8 if mark == "|" else 5.5, markeredgewidth=1.4, linestyle="none", label=f"if stored at {bits} bits")
+            axes.plot(
+                *zip(*points, strict=True),
+                mark,
+                color=INK,
+                markersize=8 if mark == "|" else 5.5,
+                markeredgewidth=1.4,
+                linestyle="none",
+                label=f"if stored at {bits} bits",
+            )
     axes.set_title("Bytes of the image")
     axes.set_xlim(left=0)
 
@@ -74,7 +90,17 @@ def _bytes(axes: Axes, found: list[LayerCost]) -> None:
 def _sram(axes: Axes, found: list[LayerCost]) -> None:
     activation, cached = [each.activation for each in found], [each.cached for each in found]
     axes.barh(range(len(found)), activation, 0.6, color=SKY, label="activations")
-    axes.barh(range(len(found)), cached, 0.6, left=activation, color="white", edgecolor=BLUE, hatch="////", linewidth=0.8, label="kernel, made once")
+    axes.barh(
+        range(len(found)),
+        cached,
+        0.6,
+        left=activation,
+        color="white",
+        edgecolor=BLUE,
+        hatch="////",
+        linewidth=0.8,
+        label="kernel, made once",
+    )
     axes.set_title("SRAM, bytes")
     axes.legend(loc="lower right", fontsize=7.5)
 
@@ -101,7 +127,9 @@ def _kernel(source: Source, op: ParsedOp, name: str, weights: np.ndarray) -> Plo
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    colours = LinearSegmentedColormap.from_list("signed", [BLUE, "white", VERMILLION])  # told apart by the colour-blind, and by lightness from 0
+    colours = LinearSegmentedColormap.from_list(
+        "signed", [BLUE, "white", VERMILLION]
+    )  # told apart by the colour-blind, and by lightness from 0
     rows = weights.reshape(len(weights), -1) if weights.ndim > 1 else weights.reshape(1, -1)
     head = source.image.parsed.heads[op.head]  # type: ignore[union-attr]
     codes, ids = code_values(source.image.parsed, op), isinstance(head, Codebook)  # type: ignore[union-attr]
@@ -130,9 +158,12 @@ def _kernel(source: Source, op: ParsedOp, name: str, weights: np.ndarray) -> Plo
     for axes in (left, right):
         axes.grid(visible=False)
     tiles = f" of {tile} weights" if tile else ""
-    alt = (f"Kernel of {name}, {' x '.join(map(str, weights.shape))}, made by a {op.source} head from {op.tiles or 1} tiles{tiles}: weights from {int(weights.min())} to "
-           f"{int(weights.max())}, mean {weights.mean():.1f}, {np.mean(weights == 0):.1%} zero. {op.code_values} {'ids' if ids else 'code values'} of {op.code_width} bits, "
-           f"{int(codes.min())} to {int(codes.max())}.")
+    alt = (
+        f"Kernel of {name}, {' x '.join(map(str, weights.shape))}, made by a {op.source} head from {op.tiles or 1} tiles{tiles}: "
+        f"weights from {int(weights.min())} to {int(weights.max())}, mean {weights.mean():.1f}, {np.mean(weights == 0):.1%} zero. "
+        f"{op.code_values} {'ids' if ids else 'code values'} of {op.code_width} bits, "
+        f"{int(codes.min())} to {int(codes.max())}."
+    )
     return Plot(figure, alt)
 
 

@@ -20,6 +20,7 @@ from pyhtpw.model import Image
 
 TARGET_BACKEND = "armv7em_dsp"  # whose memory plan is shown: a Cortex-M4's
 REPORT, RUN_FILE, SUMMARY, CURVES = "report.json", "run.json", "summary.json", "curves.csv"
+OUTCOME = ("steps", "seconds", "best_step", "val_macro_f1", "ema_best_step", "ema_val_macro_f1")  # of a training's summary
 MODEL, INTEGER = "model.htpw", "model.npz"
 REMEDY = "give the folder of 'pyhtpw demo' or 'pyhtpw train', the JSON result of 'pyhtpw results', or a .htpw image"
 
@@ -135,8 +136,12 @@ def image(path: str | Path) -> Source:
     path = Path(path)
     opened = Image.open(path)
     network = {"name": _name(opened, path.stem), "macs": opened.parsed.macs, "input": list(opened.input_shape)}
-    report = {"image": path.name, **_account(opened), "network": network,
-              "not_run": ["training, test and the comparison of tellings: this source is an image alone"]}
+    report = {
+        "image": path.name,
+        **_account(opened),
+        "network": network,
+        "not_run": ["training, test and the comparison of tellings: this source is an image alone"],
+    }
     return Source(path.stem, "image", path, report, opened)
 
 
@@ -175,7 +180,7 @@ def _run(folder: Path, kind: str) -> Source:
         "network": {"name": network.get("name"), "nodes": [n for n in nodes if isinstance(n, Mapping)],
                     **({"macs": opened.parsed.macs, "input": list(opened.input_shape)} if opened else {})},
         "training": {"config": config, "checkpoint": kind, "curves": _curves(folder / CURVES),
-                     **{key: summary.get(key) for key in ("steps", "seconds", "best_step", "val_macro_f1", "ema_best_step", "ema_val_macro_f1")}},
+                     **{key: summary.get(key) for key in OUTCOME}},
         "not_run": ["test: a training never scores it ('pyhtpw results run' does)", *(summary.get("not_run") or [])],
     }  # fmt: skip
     if not summary:
@@ -185,7 +190,11 @@ def _run(folder: Path, kind: str) -> Source:
     else:
         report |= {"image": f"{kind}/{MODEL}", **_account(opened, _node_names(folder / kind / INTEGER))}
         row = (summary.get("images") or {}).get(kind) or {}
-        report["validation"] = {**(report.get("validation") or {}), "macro_f1": row.get("val_macro_f1_integer"), "threshold": row.get("threshold")}
+        report["validation"] = {
+            **(report.get("validation") or {}),
+            "macro_f1": row.get("val_macro_f1_integer"),
+            "threshold": row.get("threshold"),
+        }
     return Source(folder.resolve().name, "run", folder, report, opened)
 
 
@@ -216,8 +225,8 @@ def _number(value: str | None) -> float | None:
 def _result(path: Path, found: dict[str, Any]) -> Source:
     """The result of an experiment's run; what it decided of each test window lies beside it as .npz, with the curves in it."""
     m4 = found.get("cortex_m4") or {}
-    keep = ("command", "created", "classes", "synthetic", "seed", "machine", "image_bytes", "image_sha256", "sections", "validation", "test",
-            "test_notes", "test_evaluations", "median_filter", "training")  # fmt: skip
+    keep = ("command", "created", "classes", "synthetic", "seed", "machine", "image_bytes", "image_sha256", "sections", "validation",
+            "test", "test_notes", "test_evaluations", "median_filter", "training")  # fmt: skip
     report = {key: found[key] for key in keep if found.get(key) is not None}
     data = found.get("data") or {}
     report |= {"data": data.get("name"), "protocol": data.get("protocol"), "source_sha256": data.get("source_sha256"),
