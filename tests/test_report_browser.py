@@ -121,14 +121,30 @@ def page(wasm, example, tmp_path_factory) -> Path:
     return folder / "page.html"
 
 
-def test_chromium_runs_the_page(page, tmp_path):
+def test_chromium_runs_the_page(page, example, tmp_path):
     document, console = browsers.opened(page, tmp_path)
     counts = re.findall(r'data-compared="(\d+)" data-differ="(\d+)"', document)
     assert len(counts) == 2 and all(differ == "0" and int(compared) > 4 for compared, differ in counts), console
     said = re.findall(r'role="status"[^>]*>([^<]*)<', document)
     assert len(said) == 2 and all("bytes compared, 0 differ" in line and "NOT RUN" not in line for line in said)
     assert "not run" not in re.search(r'id="s1-browser".*?</section>', document, re.S)[0]
+    first = [", ".join(map(str, image(path).image.run_batch(browser.sampled(image(path).image, 1))[0])) for path in (example.path, IMAGES / "stored8_2d.htpw")]
+    shown = re.findall(r'data-role="said"[^>]*>logits ([^;(<]*?)[;( ]*(?:<|;| \()', document)
+    assert shown == first and 'data-role="controls" hidden' not in document  # what can be tried is there, and ran
     assert "Refused" not in console and "Error" not in console and "violat" not in console, console
+
+
+def test_chromium_shows_a_difference(wasm, tmp_path):
+    """One logit of the host changed: the page says so, in words and in the row of its window."""
+    source = image(IMAGES / "tiled_1d.htpw")
+    told = browser.host(source, "browser", browser.sampled(source.image, 3), "seeded")
+    logits = bytearray(base64.b64decode(told.data["logits"]))
+    logits[0] ^= 1
+    told.data["logits"] = base64.b64encode(logits).decode()
+    write_page([source], tmp_path / "page.html", [told])
+    document, _ = browsers.opened(tmp_path / "page.html", tmp_path)
+    assert re.search(r'class="callout bad" role="status"[^>]*>[^<]* bytes compared, 1 differ', document)
+    assert re.findall(r'data-cell="window\d-1">([^<]*)<', document) == ["1", "0", "0"]
 
 
 def test_chromium_without_scripts_shows_the_essentials(page, tmp_path):

@@ -50,7 +50,7 @@ def report(
     found = reading.several(sources, ema=ema)
     dataset = None if data is None else load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
     if dataset is not None:
-        found = [_scored(each, dataset, as_json) for each in found]
+        found = [_scored(each, dataset, as_json, alone=len(found) == 1) for each in found]
     found = _counted(found, board or [], measure, as_json)
     target = output or _beside(found)
     told = None
@@ -84,24 +84,40 @@ def _add(source: Any, *lines: str) -> Any:
     return replace(source, report={**source.report, "not_run": [*(source.report.get("not_run") or []), *lines]})
 
 
-def _scored(source: Any, dataset: Any, quiet: bool) -> Any:
-    """The source with what its image makes of the validation windows."""
-    from pyhtpw.report import curves, tables
-
-    if source.image is None:
-        return _add(source, f"{dataset.name}: the source has no image")
-    named = source.report.get("data")
+def _unfit(source: Any, dataset: Any) -> str:
+    """Why a data set is not a source's; "" if it may be."""
+    named, protocol = source.report.get("data"), source.report.get("protocol")
     if named not in (None, dataset.name):
-        raise ConfigError(f"{source.label}: was made of {named}, not of {dataset.name}: give --data {named}")
+        return f"was made of {named}, not of {dataset.name}: give --data {named}"
+    if named is not None and protocol not in (None, dataset.description["protocol"]):
+        return f"was made by protocol {protocol}, whose validation is another: give --protocol {protocol}"
+    if source.image is None:
+        return f"has no image, so that {dataset.name} cannot be run"
     have, takes = int(dataset.val.x[0].size), source.image.plan().input
     if have != takes:
-        raise ConfigError(f"{source.label}: takes {takes} samples, windows of {dataset.name} have {have}: give its own data and protocol")
+        return f"takes {takes} samples, windows of {dataset.name} have {have}: give its own data and protocol"
+    return ""
+
+
+def _scored(source: Any, dataset: Any, quiet: bool, alone: bool) -> Any:
+    """The source with what its image makes of the validation windows. Of several, one that the data do not fit says so."""
+    from pyhtpw.report import curves, tables
+
+    unfit = _unfit(source, dataset)
+    if unfit and alone:
+        raise ConfigError(f"{source.label}: {unfit}")
+    if unfit:
+        return _add(source, f"validation windows of {dataset.name}: it {unfit}")
     threshold = tables.number(tables.get(source.report, "validation", "threshold")) if len(dataset.classes) == 2 else None
     if threshold is None and len(dataset.classes) == 2:
         raise ConfigError(f"{source.label}: has no threshold t*: an image of two classes keeps it in INFO")
     say(f"{source.label}: scoring {len(dataset.val):,} validation windows", quiet)
     made = curves.validation(source.image, dataset, threshold, int(source.report.get("median_filter") or 1))
     known = source.report.get("curves") or {}
+    before, now = tables.number(tables.get(source.report, "validation", "macro_f1")), made["validation"]["macro_f1"]
+    if before is not None and abs(before - now) > 1e-9:
+        told = f"validation macro-F1 is {now:.6f} here and {before:.6f} as the run wrote it down: other data, or another image"
+        source = replace(source, report={**source.report, "test_notes": [*tables.lines(source.report.get("test_notes")), told]})
     own = {"data": dataset.name, "protocol": dataset.description["protocol"], "synthetic": dataset.synthetic}
     return replace(source, report={**source.report, **own, **made, "curves": {**known, **made["curves"]}})
 
@@ -154,7 +170,7 @@ def _told(found: list[Any], dataset: Any, file: Path | None, n: int, seed: int) 
         if each.image is None:
             out.append(_add(each, "telling in the browser: the source has no image"))
             continue
-        if dataset is not None:
+        if dataset is not None and not _unfit(each, dataset):
             rows = np.unique(np.linspace(0, len(dataset.val.x) - 1, min(n, len(dataset.val.x))).astype(int))
             x, origin = each.image.quantise(np.asarray(dataset.val.x[rows], np.float32)), f"validation windows of {dataset.name}"
         elif file is not None:

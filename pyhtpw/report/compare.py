@@ -42,7 +42,7 @@ def table(sources: Sequence[Source]) -> Table:
     heads = (Column("", False), *(Column(source.label) for source in sources))
     synthetic = [source.label for source in sources if tables.is_synthetic(source.report)]
     note = f"Synthetic data: {', '.join(map(tables.clean, synthetic))}." if synthetic else ""
-    return Table("Side by side", heads, tuple(rows), note)
+    return Table("Figures side by side", heads, tuple(rows), note)
 
 
 def _score(source: Source, split: str) -> float | None:
