@@ -4,6 +4,8 @@
 # make test-sanitize  the C tests under ASan and UBSan
 # make test-all  the full matrix (compilers, optimisation levels, sanitizers, emulated CPUs) -> results/test-all.json
 # make fuzz   libFuzzer targets for image, code packs and the Python readers, FUZZ_SECONDS each; findings stay in build/fuzz/crashes
+# make results  every run of the declared experiments that is not done, then tables and figures; RESULTS_FLAGS=--dry-run prints the hours.
+#              PLANS=results/plan/x.toml for some of them; DATA_DIR=<folder> has the data sets' folders
 # make coverage  lines and branches of csrc/ that the C tests reach -> results/coverage.json
 
 VENV    := .venv
@@ -13,9 +15,10 @@ OUT     ?= out/demo
 SEED    ?= 0
 FUZZ_SECONDS ?= 600
 JOBS    ?= 1
+PLANS   ?= $(wildcard results/plan/*.toml)
 C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/backends/*/*.[ch])
 
-.PHONY: setup demo test test-all test-sanitize fuzz coverage clean
+.PHONY: setup demo test test-all test-sanitize fuzz coverage results clean
 
 setup: $(VENV)/.built
 
@@ -45,6 +48,12 @@ fuzz: setup
 
 coverage: setup
 	@$(PYTHON) tests/csrc_coverage.py --json results/coverage.json
+
+results: setup
+	@for plan in $(PLANS); do \
+	    $(PYTHON) -m pyhtpw results run $$plan $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --jobs $(JOBS) $(RESULTS_FLAGS) || exit $$?; \
+	    case "$(RESULTS_FLAGS)" in *--dry-run*|*--validation-only*) ;; *) $(PYTHON) -m pyhtpw results table $$plan || exit $$?;; esac; \
+	done
 
 clean:
 	rm -rf build out $(VENV) *.egg-info pyhtpw/*.so pyhtpw/_htpw.c

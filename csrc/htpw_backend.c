@@ -200,7 +200,7 @@ uint32_t htpw_backend_scratch(const struct htpw_backend_rule *rule, uint32_t pro
 
 uint32_t htpw_backend_depthwise_scratch(const struct htpw_backend_rule *rule, uint32_t taps, uint32_t channels) {
     const uint32_t bytes = rule->depthwise_bytes * ((taps + 1u) & ~UINT32_C(1)) * channels;
-    /* the user's CMSIS-NN wants this on Helium, whatever the channels, or it runs several times as long */
-    const uint32_t least = rule == &htpw_rules[HTPW_BACKEND_CMSIS_NN] ? 4u * 124u * taps : 0u;
+    /* only the user's CMSIS-NN has any, and on Helium wants this, whatever the channels, or runs several times as long */
+    const uint32_t least = rule->depthwise_bytes != 0 ? 4u * 124u * taps : 0u;
     return bytes > least ? bytes : least;
 }

@@ -38,8 +38,8 @@ def synthetic_network(seed: int = 0) -> bytes:
         inputs = (x, tensor(f"{name}/w", weights.shape, "int8", weights, scales, 0, axis),
                   tensor(f"{name}/b", (channels,), "int32", rng.integers(-500, 500, channels).astype(np.int32), None))
         out = tensor(name, (1, *size, channels), zero=-128 if name != "logits" else 0)
-        options = dict(Padding="SAME", StrideW=stride, StrideH=stride, DilationWFactor=1, DilationHFactor=1,
-                       FusedActivationFunction="RELU" if name != "logits" else "NONE")
+        options = {"Padding": "SAME", "StrideW": stride, "StrideH": stride, "DilationWFactor": 1, "DilationHFactor": 1,
+                   "FusedActivationFunction": "RELU" if name != "logits" else "NONE"}
         if depthwise:
             options["DepthMultiplier"] = 1
         operators.append(schema.Operator("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", inputs, (out,), options))
@@ -60,8 +60,8 @@ def synthetic_network(seed: int = 0) -> bytes:
         x = convolution(x, f"depthwise{i}", kernel(1, 3, 3, 64), (13, 5), depthwise=True)
         x = convolution(x, f"pointwise{i}", pointwise(64, 64), (13, 5))
     mean = tensor("mean", (1, 1, 1, 64), zero=-128)
-    operators.append(schema.Operator("AVERAGE_POOL_2D", (x,), (mean,), dict(
-        Padding="VALID", StrideW=5, StrideH=13, FilterWidth=5, FilterHeight=13, FusedActivationFunction="NONE")))
+    pool = {"Padding": "VALID", "StrideW": 5, "StrideH": 13, "FilterWidth": 5, "FilterHeight": 13, "FusedActivationFunction": "NONE"}
+    operators.append(schema.Operator("AVERAGE_POOL_2D", (x,), (mean,), pool))
     logits = convolution(mean, "logits", kernel(12, 1, 1, 64), (1, 1))
     return schema.write(schema.Network(tensors, operators, inputs, (logits,), "synthetic"))
 

@@ -78,10 +78,10 @@ def version() -> str:
 
 
 def int8_pointer(array: np.ndarray) -> Any:
-    """A C pointer to an int8 or uint8 C-contiguous array; the caller keeps the array alive. Never casts or copies."""
+    """A C pointer to an int8 or uint8 C-contiguous array; it keeps the array alive. Never casts or copies."""
     if array.dtype not in (np.int8, np.uint8) or not array.flags.c_contiguous:
         raise TypeError(f"need a C-contiguous int8 array, got {array.dtype} with strides {array.strides}")
-    return ffi.cast("int8_t *", array.ctypes.data)
+    return ffi.from_buffer("int8_t *", array)
 
 
 def aligned(size: int) -> np.ndarray:

@@ -11,9 +11,16 @@ MODULES = {
     "wfdb": "data",
     "elftools": "target",
     "unicorn": "target",
+    "tomli": "target",
     "jinja2": "report",
     "matplotlib": "report",
     "nacl": "sign",
+    "dask": "sweep",
+    "distributed": "sweep",
+    "optuna": "sweep",
+    "flatbuffers": "export",
+    "onnx": "export",
+    "tflite": "export",
 }
 
 

@@ -509,5 +509,9 @@ class Context:
 
     def set_hook(self, hook: Callable[[int, bool], None] | None) -> None:
         """Sets what is called with (index, is done) before and after every operator; None for nothing. It must not raise."""
-        self._hook = ffi.NULL if hook is None else ffi.callback("void(void *, uint32_t, int)", lambda _, op, is_done: hook(op, bool(is_done)))
+
+        def call(user: object, op: int, is_done: int) -> None:
+            hook(op, bool(is_done))
+
+        self._hook = ffi.NULL if hook is None else ffi.callback("void(void *, uint32_t, int)", call)
         _native.check(lib.htpw_set_hook(self._context, self._hook, ffi.NULL), self.image.name)

@@ -37,7 +37,6 @@ from pyhtpw.quant.store import save_model
 from pyhtpw.recipes import Recipe
 from pyhtpw.report.curves import of_split, wrong
 from pyhtpw.train import TrainConfig, TrainResult, train
-from pyhtpw.train.teacher import Signals
 from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, Pair, compare
 
 CALIBRATION_WINDOWS = 512
@@ -87,7 +86,7 @@ def train_stage(
     steps: int | None = None,
     resume: bool = False,
     start: tuple[Graph, dict[str, np.ndarray]] | None = None,
-    teacher: Signals | None = None,
+    teacher: Any = None,
     progress: Callable[[dict], None] | None = None,
 ) -> tuple[Graph, TrainConfig, TrainResult]:
     """Trains (or resumes) the recipe's network; the run folder holds checkpoints and curves. `start`: a network of the recipe's

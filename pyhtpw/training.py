@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyhtpw.data import Dataset
+from pyhtpw.data.hrv import NETWORKS
 from pyhtpw.errors import ConfigError
 from pyhtpw.image import write
 from pyhtpw.nets import Graph, build, takes
@@ -165,6 +166,15 @@ def initial(
     windows = calibration_windows(data, seed)
     fitted, found, report = fit_network(source, params, heads, calibration=windows, seed=seed)
     return replace(fitted, name=graph.name), found, dict(report.errors)
+
+
+def on_features(recipe: Recipe, usual: Recipe) -> Recipe:
+    """The recipe of a network that reads features instead of a signal: without the augmentation that the data set's ``usual`` recipe
+    has for signals. One that was asked for stays."""
+    train = dict(recipe.train)
+    if recipe.net in NETWORKS and train.get("augment") == usual.train.get("augment"):
+        train.pop("augment", None)
+    return replace(recipe, train=train)
 
 
 @dataclass(frozen=True)

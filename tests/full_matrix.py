@@ -121,8 +121,8 @@ def distributions() -> str:
             "from pyhtpw.compare import trace, differences;"
             "assert not differences(image, trace(image, x, 'numpy'), trace(image, x)); image.run_batch(x, threads=2)"
         )
-        command(str(python), "-c", check, image, cwd=folder)
-        done = subprocess.run([folder / "venv/bin/pyhtpw"], capture_output=True, text=True, cwd=folder)
+        command(str(python), "-c", check, image, cwd=folder, PYTHONPATH="")
+        done = subprocess.run([folder / "venv/bin/pyhtpw"], capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": ""})
         if done.returncode != 2 or "pip install 'pyhtpw[cli]'" not in done.stderr:
             raise Failed(f"pyhtpw without its extra: {done.returncode} {done.stderr.strip()}")
         return f"{archive} ({(folder / archive).stat().st_size:,} B), {wheel.name} ({wheel.stat().st_size:,} B)"
@@ -265,6 +265,25 @@ def network_beside_cmsis_nn() -> str:
     return "; ".join(line for line in out.splitlines() if line.startswith("cortex"))
 
 
+def monitored(record: str) -> str:
+    """A whole record through the ECG monitor on the emulated Cortex-M4, decision for decision."""
+    from pyhtpw.errors import DataError, MissingToolError
+    from pyhtpw.model import Image
+    from pyhtpw.target import firmware, monitor
+
+    if not os.environ.get("HTPW_DATA"):
+        raise NotRun("HTPW_DATA is not set: set it to a folder with MIT-BIH records")
+    try:
+        x = monitor.record(Path(os.environ["HTPW_DATA"]), record)
+        image = Image.open(ROOT / "results" / "mitdb-first.htpw")
+        found = monitor.run(image, firmware.board_named("mps2-an386"), firmware.Settings(), x)
+    except (MissingToolError, DataError) as error:
+        raise NotRun(str(error)) from error
+    if found["differ"]:
+        raise Failed(found["first"] or "not as many decisions")
+    return f"{found['decisions']} decisions, 0 differ"
+
+
 def in_browser() -> str:
     """Every golden image, and one with all operators, as WebAssembly under node and in Chromium, against this machine."""
     need("node")
@@ -332,6 +351,7 @@ def rows(deep: bool):
                 for abi in abis:
                     yield f"firmware {board} {compiler} {opt} {abi}", lambda b=board, c=compiler, o=opt, a=abi: firmware_on(b, c, o, a)
     yield "whole network beside CMSIS-NN", network_beside_cmsis_nn
+    yield "ECG monitor, record 200 on cortex-m4", lambda: monitored("200")
     from test_backends_off import OFF
 
     for cpu, backend in OFF.items():

@@ -19,6 +19,7 @@ from pyhtpw.model import Image
 
 COMMANDS = (
     "demo", "train", "quantise", "pack", "bill", "verify", "run", "report", "pack-codes", "keygen", "sign", "verify-signature",
+    "sweep",
 )  # fmt: skip
 
 
@@ -62,6 +63,36 @@ def image(tmp_path_factory) -> Path:
 def test_help(command):
     text = ok(command, "--help")
     assert "--json" in text and "--seed" in text
+
+
+@pytest.mark.parametrize("command", ["run", "table"])
+def test_help_of_results(command):
+    assert "--json" in ok("results", command, "--help")
+
+
+def test_a_declared_experiment(tmp_path):
+    """Dry run, run, and table, as typed; what a plan names that is not there is one line."""
+    plan = tmp_path / "tiny.toml"
+    plan.write_text("""title = "Tiny"
+data = "synthetic-ecg"
+protocol = "synthetic"
+data_options = {patients = [3, 3, 3], beats = [40, 40, 40], window = 64}
+seeds = [0]
+steps = 3
+train = {augment = {}}
+[[model]]
+name = "one"
+net = "separable"
+options = {stem = 4, widths = [4], strides = [2], stem_kernel = 5, kernel = 3}
+""")
+    rows = json.loads(ok("results", "run", plan, "--dry-run", "--json", cwd=tmp_path))
+    assert [row["state"] for row in rows["runs"]] == ["to do"] and not (tmp_path / "results").exists()
+    assert "test not looked at" in ok("results", "run", plan, "--validation-only", cwd=tmp_path)
+    assert "test macro-F1" in ok("results", "run", plan, cwd=tmp_path)
+    assert len((tmp_path / "results" / "test-log.jsonl").read_text().splitlines()) == 1
+    assert "# Tiny" in ok("results", "table", plan, cwd=tmp_path) and (tmp_path / "results" / "tiny.md").is_file()
+    assert str(tmp_path) not in (tmp_path / "results" / "runs" / "tiny" / "one-s0.json").read_text()
+    assert "no model or run 'two'" in refused("results", "run", plan, "--only", "two", cwd=tmp_path)
 
 
 def test_demo_report_has_everything(demo):

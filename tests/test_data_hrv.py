@@ -1,17 +1,23 @@
 """Features of heart-rate variability, and the linear networks that read them."""
 
 import builtins
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_quant_ops import assert_c_is_numpy
+from typer.testing import CliRunner
 
-from pyhtpw import nets
+from pyhtpw import nets, training
+from pyhtpw.cli import app
+from pyhtpw.cli import packing as cli_packing
+from pyhtpw.cli import training as cli_training
 from pyhtpw.data import Dataset, Split, hrv
 from pyhtpw.data.dataset import describe
 from pyhtpw.errors import ConfigError, DataError
 from pyhtpw.quant import quantise
+from pyhtpw.recipes import RECIPES
 from pyhtpw.train import Model, TrainConfig, train
 
 FS = 200.0
@@ -173,6 +179,29 @@ def test_the_linear_network_trains_and_runs_in_c(features, tmp_path):
     wanted = Model(graph, result.params).infer(x)
     assert np.mean(logits.argmax(axis=1) == wanted.argmax(axis=1)) > 0.9
     assert len(image.data) < 256
+
+
+def test_augmentations_of_signals_are_not_for_features():
+    usual = RECIPES["synthetic-ecg", "synthetic"]
+    assert training.on_features(usual, usual) == usual
+    assert "augment" not in training.on_features(replace(usual, net="hrv_featnet"), usual).train
+    asked = replace(usual, net="hrv_featnet", train={**usual.train, "augment": {"noise": 0.1}})
+    assert training.on_features(asked, usual) == asked
+
+
+def test_the_command_line_makes_the_features(tmp_path, monkeypatch):
+    pytest.importorskip("wfdb", reason="NOT RUN: the package wfdb is not installed")
+    for module in (cli_training, cli_packing):
+        monkeypatch.setattr(module, "load_data", lambda *_: replace(small(), description={**small().description, "protocol": "synthetic"}))
+    common = ["--json", "--cache-dir", str(tmp_path / "cache")]
+    run = str(tmp_path / "run")
+    done = CliRunner().invoke(app, ["train", "--net", "hrv_featnet", "--steps", "60", "--out", run, *common])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["pack", run, "-o", str(tmp_path / "m.htpw"), *common])
+    assert done.exit_code == 0, done.output
+    packed = json.loads(done.stdout)
+    assert packed["image_bytes"] < 256
+    assert packed["val_macro_f1_integer"] > 0.8
 
 
 @pytest.mark.parametrize(("name", "t", "channels"), [("hrv_featnet", 1800, 1), ("hrv_featnet", 1, 8), ("hrv_beats", 1, 16)])

@@ -13,6 +13,7 @@ import pytest
 wfdb = pytest.importorskip("wfdb", reason="NOT RUN: the package wfdb is not installed")
 
 from pyhtpw.data import apnea_ecg, load, ptb_xl  # noqa: E402
+from pyhtpw.data.hrv import beat_features  # noqa: E402
 from pyhtpw.errors import ConfigError, DataError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")
@@ -99,7 +100,7 @@ def test_apnea_records(apnea: Path, tmp_path: Path) -> None:
         (apnea / f"{name}.dat").unlink()  # not read by this protocol
     data = read("apnea-ecg", apnea, tmp_path, window=600)
     records = data.description["records"]
-    assert sorted(sum(records.values(), [])) == list(apnea_ecg.LEARNING)
+    assert sorted(name for part in records.values() for name in part) == list(apnea_ecg.LEARNING)
     assert [len(records[part]) for part in ("train", "val", "test")] == [27, 4, 4]
     for part in records:
         assert {apnea_labels(name) == "NNNN" for name in records[part]} == {True, False}
@@ -129,30 +130,11 @@ def test_apnea_beats_without_ecg(apnea: Path, tmp_path: Path) -> None:
     assert (data.test.x[0, 0] == 0).all() and (data.test.x[0, 2] == data.test.x[1, 1]).all()
     beats = apnea_beats("x01") / 100
     beats = np.delete(beats, 20)  # the mark of an artifact is no beat
-    want = apnea_ecg.hrv_features(beats[(beats >= 60) & (beats < 120)])
+    want = beat_features(beats[(beats >= 60) & (beats < 120)], 10)
     stated = data.description["features"]
     np.testing.assert_allclose(data.test.x[1, 1], (want - stated["mean"]) / stated["deviation"], atol=1e-4)
     assert data.description["minutes_without_features"] == {"train": 0, "val": 0, "test": 0}
     assert apnea_ecg.check(apnea) == []
-
-
-def test_hrv_features() -> None:
-    """Against the definitions, on intervals that sway at one frequency, which is where the power is."""
-    time, beats = 0.0, [0.0]
-    while time < 300:
-        time += 0.9 + 0.05 * np.sin(2 * np.pi * 0.1 * time)
-        beats.append(time)
-    beats = np.array(beats)
-    rr = np.diff(beats)
-    got = apnea_ecg.hrv_features(beats)
-    assert got[:3] == pytest.approx([rr.mean() * 1000, rr.std() * 1000, 1000 * np.sqrt((np.diff(rr) ** 2).mean())])
-    assert got[3] == pytest.approx((np.abs(np.diff(rr)) > 0.05).mean()) and got[4:6] == pytest.approx([(60 / rr).mean(), (60 / rr).std()])
-    low, high = np.exp(got[6:]) - 1
-    assert low == pytest.approx(50 ** 2 / 2, rel=0.1) and high < 0.02 * low
-    assert np.isnan(apnea_ecg.hrv_features(beats[:8])).all()
-    assert np.isnan(apnea_ecg.hrv_features(np.empty(0))).all()
-    doubled = np.sort(np.append(beats, beats[50] + 0.1))  # one beat found twice: two intervals less, little else
-    assert apnea_ecg.hrv_features(doubled)[:2] == pytest.approx(got[:2], rel=0.02)
 
 
 APNEA_BAD = {

@@ -12,8 +12,21 @@ from hypothesis import strategies as st
 
 from pyhtpw.data import Split
 from pyhtpw.errors import ConfigError, DataError
-from pyhtpw.evaluate import (THRESHOLDS, accuracy, balanced_accuracy, brier, confusion, evaluate_binary, macro_f1,
-                             median_filter, per_class, probabilities, roc_auc, roc_curve, tune_threshold)
+from pyhtpw.evaluate import (
+    THRESHOLDS,
+    accuracy,
+    balanced_accuracy,
+    brier,
+    confusion,
+    evaluate_binary,
+    macro_f1,
+    median_filter,
+    per_class,
+    probabilities,
+    roc_auc,
+    roc_curve,
+    tune_threshold,
+)
 
 Y = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
 D = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0])  # TP 3, FN 1, FP 1, TN 5

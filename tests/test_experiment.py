@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyhtpw.errors import ConfigError
+from pyhtpw.errors import ConfigError, HtpwError
 from pyhtpw.evaluate.bootstrap import intervals
 from pyhtpw.experiment import schedule, tables
 from pyhtpw.experiment.plan import load_plan
@@ -208,6 +208,7 @@ def test_tables_come_from_the_files(ran, tmp_path):
     text = files[1].read_text()
     assert "Synthetic data" in text and "OVER BUDGET" in text and "small against stored (primary)" in text
     assert "Evaluations of test for this plan, all told: 15." in text
+    assert "- small, averaged weights with their own t*" in text and "- small, calibrated on validation" in text
     again = tables.write(plan, where)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files]
 
@@ -238,6 +239,7 @@ def test_a_dry_run_counts_what_is_left(ran, tmp_path):
     ("seeds = [0, 1, 2]", "seeds = [0, 1]", "at least 3"),
     ('name = "large"', 'name = "plain"', "given twice"),
     ('first = "plain"', 'first = "teacher"', "at least 3"),
+    ('figure = "auc"', 'figure = "veb_f1"', "not one that this protocol compares"),
     ("budget = 4096", 'budget = "4096"', "give a value of type int"),
     ('[[model]]\nname = "plain"\nnet = "separable"', '[[model]]\nname = "plain"', "net is not given"),
     ('title = "A small synthetic experiment"', "", "title is not given"),
@@ -274,6 +276,21 @@ def test_a_model_made_elsewhere_follows_the_same_protocol(ran, tmp_path):
         score_external(plan, "plain", 0, data, where, **made)
     row = tables.build(plan, where)["comparisons"][0]
     assert row["second"] == "elsewhere" and row["seeds"] == 3 and row["difference"]["low"] <= row["difference"]["estimate"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_does_not_end_the_others(tmp_path, jobs):
+    """A learning rate that diverges, a model that needs it, and one that does not."""
+    text = PLAN[:PLAN.index("[[compare]]")].replace("seeds = [0, 1, 2]", "seeds = [0]")
+    head, *models = text.split("[[model]]")
+    models = [m for m in models if any(f'name = "{n}"' in m for n in ("plain", "large", "pruned"))]
+    models = [m + 'train = {lr = 1e30, clip = 0.0}\n' if 'name = "large"' in m else m for m in models]
+    path, said = written(tmp_path, "[[model]]".join([head, *models[1:], models[0]])), []
+    with pytest.raises(HtpwError, match="the last good checkpoint|not finite|overflow"):
+        schedule.run_all(path, schedule.Source(), folders(tmp_path), jobs=jobs, validation_only=True, say=said.append)
+    assert folders(tmp_path).result("tiny", "plain", 0).is_file()
+    assert sum(line.startswith("FAILED large") for line in said) == 1
+    assert any(line.startswith("FAILED pruned") and "needs large" in line for line in said)
 
 
 def test_front():

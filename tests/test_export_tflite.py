@@ -15,6 +15,7 @@ from pyhtpw.errors import ExportError, ImageError
 from pyhtpw.export import interpreter, scales, schema
 from pyhtpw.export.tflite import to_tflite
 from pyhtpw.image import write
+from pyhtpw.image.codes import apply_pack, make_pack
 from pyhtpw.image.integer import (
     AddScalars,
     AttendScalars,
@@ -27,6 +28,7 @@ from pyhtpw.image.integer import (
     Tensor,
     Window,
 )
+from pyhtpw.image.reader import read_model
 from pyhtpw.model import Image
 from pyhtpw.nets import build
 from pyhtpw.quant import quantise
@@ -258,11 +260,31 @@ def test_multipliers_are_derived_as_the_interpreter_does(multiplier, shift):
     assert scales.quantize_multiplier(2.0**-34) == (0, 0) == scales.quantize_multiplier(0.0)
 
 
+@given(st.floats(0, 2.0**20, width=32), st.floats(2.0**-30, 2.0**20, width=32))
+def test_two_derivations_of_multipliers_agree(first, second):
+    """The exporter's in double and the interpreter's in whole numbers."""
+    for scale in (first, second, first * second, first / second):
+        assert scales.quantize_multiplier(scale) == interpreter.derived(scale)
+
+
 def test_scales_of_additions_of_wide_multipliers():
     for scale in np.random.default_rng(4).uniform(0.01, 0.09, (20, 3)).astype(np.float32).tolist():
         wanted = scales.add_multipliers(*scale)
         found = scales.add_scales(tuple(p[0] for p in wanted), tuple(p[1] for p in wanted))
         assert found is not None and scales.add_multipliers(*found) == wanted
+
+
+def test_images_with_a_code_pack_are_merged_first():
+    image = lively()
+    model = read_model(image.data)
+    at = next(i for i, op in enumerate(model.ops) if op.requant is not None)
+    q = model.ops[at].requant
+    op = replace(model.ops[at], requant=replace(q, biases=q.biases[::-1].copy()))
+    other = write(replace(model, ops=(*model.ops[:at], op, *model.ops[at + 1 :])))
+    pack = make_pack(image.data, other, 3)
+    with pytest.raises(ExportError, match="a code pack is applied"):
+        to_tflite(Image(image.data, codes=pack))
+    assert to_tflite(Image(apply_pack(image.data, pack))) == to_tflite(Image(other))
 
 
 def test_metadata_and_identity():

@@ -86,6 +86,17 @@ def test_a_code_pack_survives_a_power_cut_and_a_reset(cut, resets):
 
 
 @needs_tools
+@pytest.mark.parametrize("cut", [0, 4])
+def test_streaming_kernels_to_flash_resumes_after_a_power_cut(small, cut):
+    x = sample_windows(small, 2)
+    built = firmware.build(firmware.board_named("mps3-an547"), small, "streamed", GCC)
+    done = session.run(built, x, cut=cut, keep=True)
+    assert done.resets == ["power failed, reset"] and list(done.logits) == [1]
+    assert np.array_equal(done.logits[1], small.run_batch(x))
+    assert done.store == session.installed(built, small), "the store is what it is without a cut"
+
+
+@needs_tools
 def test_a_difference_is_found(small, monkeypatch):
     """The comparison can fail: a board whose logits are changed by one is reported, with its place."""
     true_run = session.run
@@ -115,7 +126,7 @@ def test_steady_state_is_the_same_by_every_schedule_to_the_instruction(small):
 @needs_tools
 def test_layers_add_up_to_the_inference(small):
     built, done = counted(small, "mps3-an547", "boot")
-    counts, costs_, layers = measure.counted(small, built, done)
+    counts, _, layers = measure.counted(small, built, done)
     assert [row["name"] for row in counts["layers"]] == [op.name for op in small.parsed.ops] + ["start and end"]
     assert sum(row["instructions"] for row in counts["layers"]) == counts["phases"]["inference"]["instructions"]
     assert sum(counts["phases"]["inference"]["classes"].values()) == counts["phases"]["inference"]["instructions"]
@@ -148,6 +159,18 @@ def test_the_report_accounts_for_every_byte(small, tmp_path):
     write_html(found, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert f"{found['counted']['phases']['inference']['instructions']:,}" in page and "<script" not in page
+
+
+@needs_tools
+def test_firmware_without_the_self_test_is_smaller_and_the_same(small):
+    from dataclasses import replace
+
+    (row,) = boards.matrix(small, sample_windows(small, 2), ["mps2-an386"], ["boot"], replace(GCC, selftest=False))
+    assert row.differ == 0 and row.refused is None
+    with_it, without = (measure.flash(firmware.build(firmware.board_named("mps2-an386"), small, "boot", replace(GCC, selftest=on)))
+                        for on in (True, False))
+    assert "self-test" in with_it["library_code"] and "self-test" not in without["library_code"]
+    assert without["total"] < with_it["total"] - 2000
 
 
 @needs_tools
@@ -284,6 +307,8 @@ def test_options_that_make_no_sense(small):
         firmware.build(firmware.board_named("mps2-an385"), small, "boot", Settings(compiler="gcc", float_abi="hard"))
     with pytest.raises(ConfigError, match="unknown float ABI"):
         firmware.build(firmware.board_named("mps2-an386"), small, "boot", Settings(float_abi="medium"))
+    with pytest.raises(ConfigError, match="not a macro"):
+        firmware.build(firmware.board_named("mps2-an386"), small, "boot", Settings(defines=("-O0",)))
     with pytest.raises(ConfigError, match="unknown optimisation"):
         firmware.build(firmware.board_named("mps2-an386"), small, "boot", Settings(opt="-Ofast"))
     with pytest.raises(ConfigError, match="two windows"):

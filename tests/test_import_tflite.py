@@ -87,6 +87,27 @@ def test_float_ends_are_dropped():
     assert sorted(imported.dropped) == ["DEQUANTIZE", "QUANTIZE", "SOFTMAX"]
 
 
+def test_the_sizes_of_a_flatten_are_no_operators():
+    b = tflite_networks.Builder(0, 4, 4, 3)
+    x = b.convolution(b.input, 5)
+    sizes = []
+    for shape in ((4,), (), (2,)):
+        b.tensors.append(Tensor(f"sizes{len(shape)}", shape, "int32"))
+        sizes.append(len(b.tensors) - 1)
+    one, zero, rest = (b.constant(np.array(v, np.int32)) for v in ([1], [0], 80))
+    b.emit("SHAPE", (x,), sizes[0], OutType=2)
+    b.emit("STRIDED_SLICE", (sizes[0], zero, one, one), sizes[1], ShrinkAxisMask=1)
+    b.emit("PACK", (sizes[1], rest), sizes[2], ValuesCount=2, Axis=0)
+    flat = b.tensor((1, 80), b.tensors[x].scale, b.tensors[x].zero)
+    network = b.classifier(b.emit("RESHAPE", (x, sizes[2]), flat), 3, softmax=False)
+    data = schema.write(network)
+    imported, x = from_tflite(data), windows(network)
+    image = Image(write(imported.model))
+    assert [op.kind for op in image.parsed.ops] == ["conv1x1", "fc"]
+    assert compare(imported, image, x)["largest_difference"] <= 1
+    np.testing.assert_array_equal(interpreter.run(imported.network, x), litert(data, x))
+
+
 def test_requantising_and_limits_become_tables():
     b = tflite_networks.Builder(0, 4, 4, 3)
     x = b.emit("QUANTIZE", (b.input,), b.tensor((1, 4, 4, 3), 0.021, 17))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import strategies  # noqa: F401 - registers the Hypothesis profiles
 from hypothesis import given
-from reference import ecg
 
 from pyhtpw.errors import ConfigError, DataError
 from pyhtpw.evaluate import probabilities
@@ -17,6 +16,7 @@ from pyhtpw.image import write
 from pyhtpw.model import Image
 from pyhtpw.target import boards, firmware, monitor
 from pyhtpw.target.firmware import Settings
+from reference import ecg
 
 FOLDER = firmware.FOLDER / "ecg_monitor"
 GCC = Settings(compiler="gcc")

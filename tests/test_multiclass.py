@@ -131,3 +131,16 @@ def test_train_looks_at_scored_windows_only():
     part = pipeline.scored(replace(data.val, score_mask=mask))
     assert np.array_equal(part.x, data.val.x[mask]) and np.array_equal(part.y, data.val.y[mask]) and part.score_mask.all()
     assert pipeline.scored(data.val) is data.val
+
+
+def test_a_record_that_holds_most_positives_is_named_with_all_counts():
+    data = tones()
+    y = np.zeros(len(data.test), np.int64)
+    y[data.test.group == "test-3"] = 1
+    y[0] = 1
+    two = replace(data, classes=("other", "ventricular"), train=replace(data.train, y=data.train.y % 2),
+                  val=replace(data.val, y=data.val.y % 2), test=replace(data.test, y=y))
+    notes = pipeline.test_notes(two, two.test)
+    assert len(notes) == 1 and "24 of the 25 positive test windows are of record test-3: CI not meaningful" in notes[0]
+    assert "test-0 1, test-1 0, test-2 0, test-3 24" in notes[0]
+    assert pipeline.test_notes(data, data.test) == []

@@ -200,7 +200,7 @@ def test_the_published_network_overfits_64_windows():
 
 
 def test_training_moves_the_whole_generator_and_keeps_zeros_zero():
-    graph, model, x, losses = trained("published_generator", 12)
+    graph, model, _, losses = trained("published_generator", 12)
     assert losses[-1] < 0.7 * losses[0]
     start = Model(graph, seed=2)
     names = [name for name in graph.trained_names() if not name.endswith("bias")]

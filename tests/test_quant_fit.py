@@ -229,13 +229,15 @@ def test_elements_count_by_the_variance_of_their_inputs():
 
 
 def test_calibration_corrects_the_statistics():
+    """Over several seeds: a single fit may end in another valley for a last digit's sake."""
     graph, params, x = network()
     plain = Model(graph, params).activations(x)["pw3"].reshape(-1, 24)
-    off = []
-    for calibration in (x, None):
-        other, found, _ = fit_network(graph, params, {"pw": "tiled:tile=8,dz=6"}, calibration=calibration)
-        made = Model(other, found).activations(x)["pw3"].reshape(-1, 24)
-        off.append(np.linalg.norm(made.mean(0) - plain.mean(0)))
+    off = np.zeros(2)
+    for seed in range(4):
+        for at, calibration in enumerate((x, None)):
+            other, found, _ = fit_network(graph, params, {"pw": "tiled:tile=8,dz=6"}, calibration=calibration, seed=seed)
+            made = Model(other, found).activations(x)["pw3"].reshape(-1, 24)
+            off[at] += np.linalg.norm(made.mean(0) - plain.mean(0))
     assert off[0] < 0.3 * off[1]
 
 

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("optuna")
 pytest.importorskip("distributed")
 
-from pyhtpw.errors import ConfigError, ToolError  # noqa: E402
-from pyhtpw.experiment import sweep as module  # noqa: E402
-from pyhtpw.experiment.sweep import evaluate, load_sweep, open_study, run_sweep, summary  # noqa: E402
+from pyhtpw.errors import ConfigError, ToolError
+from pyhtpw.experiment import sweep as module
+from pyhtpw.experiment.sweep import evaluate, load_sweep, open_study, run_sweep, summary
 
 SWEEP = """
 data = "synthetic-ecg"

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numba
@@ -235,13 +235,25 @@ def test_gradients_that_are_not_finite_are_named_from_the_back():
 # -- all at once -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("graph", [graph_of(), every_op((STEPS, 1), 2)], ids=lambda g: g.name)
-def test_everything_on_same_bytes_for_threads_and_resume(graph, told, tmp_path):
-    whole = train(graph, TRAIN, VAL, FULL, tmp_path / "whole", teacher=told)
+def with_dropout(graph):
+    """The graph with a dropout in front of its classifier."""
+    *front, last = graph.nodes
+    drop = nets.Node("drop", "dropout", last.inputs, graph.shapes()[last.inputs[0]][1], rate=0.3)
+    return replace(graph, name=f"{graph.name}-dropout", nodes=(*front, drop, replace(last, inputs=("drop",))))
+
+
+@pytest.mark.parametrize(
+    ("graph", "aware"),
+    [(graph_of(), False), (every_op((STEPS, 1), 2), False), (with_dropout(graph_of()), True)],
+    ids=["plain", "every_op", "aware"],
+)
+def test_everything_on_same_bytes_for_threads_and_resume(graph, aware, told, tmp_path):
+    config = replace(FULL, aware=aware)
+    whole = train(graph, TRAIN, VAL, config, tmp_path / "whole", teacher=told)
     if numba.config.NUMBA_NUM_THREADS > 1:
         numba.set_num_threads(1)
         try:
-            train(graph, TRAIN, VAL, FULL, tmp_path / "one", teacher=told)
+            train(graph, TRAIN, VAL, config, tmp_path / "one", teacher=told)
         finally:
             numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
         assert contents(tmp_path / "one") == contents(tmp_path / "whole")
@@ -253,10 +265,10 @@ def test_everything_on_same_bytes_for_threads_and_resume(graph, told, tmp_path):
                 stop.set()
 
         directory = tmp_path / str(at)
-        assert train(graph, TRAIN, VAL, FULL, directory, teacher=told, progress=watch, stop=stop).stopped
-        assert same(train(graph, TRAIN, VAL, FULL, directory, teacher=told, resume=True), whole)
+        assert train(graph, TRAIN, VAL, config, directory, teacher=told, progress=watch, stop=stop).stopped
+        assert same(train(graph, TRAIN, VAL, config, directory, teacher=told, resume=True), whole)
         assert contents(directory) == contents(tmp_path / "whole")
-    plain = train(graph, TRAIN, VAL, TrainConfig(**{**vars(FULL), "objective": {}}), tmp_path / "plain")
+    plain = train(graph, TRAIN, VAL, TrainConfig(**{**vars(config), "objective": {}}), tmp_path / "plain")
     assert not same(plain, whole)
 
 

@@ -25,7 +25,7 @@ static uint8_t app_arena[APP_ARENA_BYTES] __attribute__((section(".app_arena"), 
 #if APP_CACHE_BYTES > 0
 static uint8_t app_cache[APP_CACHE_BYTES] __attribute__((section(".app_cache"), aligned(4)));
 #endif
-#if APP_MEMORY < HTPW_SELFTEST_BYTES
+#if APP_SELFTEST && APP_MEMORY < HTPW_SELFTEST_BYTES
 static uint8_t app_rest[HTPW_SELFTEST_BYTES - APP_MEMORY] __attribute__((section(".app_rest"), aligned(4), used));
 #endif
 #if APP_KERNEL_BYTES > APP_ARENA_BYTES
@@ -210,9 +210,11 @@ int app_main(void) {
     app_print(htpw_backend_name(HTPW_BACKEND_BEST));
     app_print_int((int32_t)app_kept.stage);
     app_print("\n");
+#if APP_SELFTEST
     if (app_option("selftest", 1)) {
         app_check(APP_PHASE("selftest", htpw_selftest(HTPW_BACKEND_BEST, app_arena, HTPW_SELFTEST_BYTES)), "selftest");
     }
+#endif
     app_check(APP_PHASE("open", htpw_model_open(&app_model, app_image, APP_IMAGE_BYTES)), "open");
     app_plan();
 #if APP_STORE_BYTES > 0 || APP_SLOT_BYTES > 0

@@ -9,7 +9,7 @@ from pyhtpw.cli.common import DataDir, Heads, Json, Seed, app, emit, load_data, 
 from pyhtpw.cli.export import export_app
 from pyhtpw.cli.packing import _tried
 from pyhtpw.cli.running import read_windows
-from pyhtpw.errors import ConfigError, ImageError
+from pyhtpw.errors import ConfigError, ImageError, MissingToolError
 
 import_app = typer.Typer(help="Read a model of another format.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
@@ -86,9 +86,9 @@ def import_tflite(
     All but FULLY_CONNECTED keep their arithmetic to the bit; differing logits of random windows are counted and printed. Operators
     without a counterpart are refused by name. Next: `pyhtpw compress`.
     """
-    from pyhtpw import pipeline
     from pyhtpw.export.from_tflite import compare, from_tflite
     from pyhtpw.image import write
+    from pyhtpw.image.writer import save
     from pyhtpw.model import Image
 
     output = output or model.with_suffix(".htpw")
@@ -98,7 +98,7 @@ def import_tflite(
     found = compare(imported, image, windows_of(image, windows, seed))
     if found["differing"] and not imported.approximate:
         _differ(f"{model}: {found['differing']} of {found['logits']} logits differ; nothing was written")
-    image = pipeline.repack(output, imported.model)
+    save(image.data, output)
     if as_json:
         emit({"image": str(output), "bytes": len(image.data), "tflite_bytes": len(data), "operators": len(imported.model.ops),
               "approximate": imported.approximate, "dropped": imported.dropped, "compared": found})
@@ -136,11 +136,14 @@ def compress(
     """
     import numpy as np
 
-    from pyhtpw import pipeline
-    from pyhtpw.export.compress import compress as compressed
+    try:
+        from pyhtpw import pipeline
+        from pyhtpw.export.compress import compress as compressed
+        from pyhtpw.packing import parse_heads
+    except ModuleNotFoundError as error:
+        raise MissingToolError(f"compressing needs {error.name}: pip install 'pyhtpw[train]'") from error
     from pyhtpw.image import bill as account
     from pyhtpw.model import Image
-    from pyhtpw.packing import parse_heads
 
     opened, windows = Image.open(image), None
     if source is not None and data is not None:
@@ -175,7 +178,7 @@ def compress(
     if made.agreement is None:
         print("no windows were given: what this does to the accuracy is unknown; give training windows with --input or --data")
     else:
-        print(f"same class as before on {100 * made.agreement:.1f} % of the windows held out")
+        print(f"same class as before on {100 * made.agreement:.1f} % of the windows held out, which chose among mixes")
 
 
 @export_app.command("onnx")
@@ -190,7 +193,6 @@ def export_onnx(
 
     Where onnxruntime is installed, differing logits of random windows are counted and printed.
     """
-    from pyhtpw.errors import MissingToolError
     from pyhtpw.export.onnx import compare, to_onnx
     from pyhtpw.image.writer import save
     from pyhtpw.model import Image

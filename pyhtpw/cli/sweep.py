@@ -33,7 +33,7 @@ def sweep(
     changes = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
     declared = replace(declared, **changes)
     folder = out or Path("out/sweep") / declared.name
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def progress(found: dict) -> None:
         if not as_json:
@@ -52,7 +52,7 @@ def sweep(
         emit(found)
         return
     for row in sorted((r for r in found["trials"] if r["pareto"]), key=lambda r: r["image_bytes"]):
-        print(f"trial {row['trial']:>4}  {row['image_bytes']:>8,} bytes  {row['m4_instructions']:>12,.0f} instructions  validation "
+        print(f"trial {row['trial']:>4}  {row['image_bytes']:>8,.0f} bytes  {row['m4_instructions']:>12,.0f} instructions  validation "
               f"macro-F1 {row['val_macro_f1']:.4f}  {row['params']}")
     failed = sum(row["state"] == "fail" for row in found["trials"])
     print(f"{len(found['trials'])} trials, {failed} failed; files: {folder}/sweep.json, {folder}/pareto.svg, {folder}/images")

@@ -20,6 +20,8 @@ Count = Annotated[int, typer.Option("--count", help="How many windows.", min=1)]
 Tool = Annotated[str, typer.Option(help="Cross compiler: auto, gcc or clang.")]
 Opt = Annotated[str, typer.Option(help="Optimisation: -Os, -O2, -O3 ...")]
 Float = Annotated[str, typer.Option("--float", help="Float ABI: soft, hard, or auto (hard where Helium needs it).")]
+Defines = Annotated[list[str] | None, typer.Option("--define", help="Macro for the library, NAME or NAME=value; repeatable.")]
+SelfTest = Annotated[bool, typer.Option("--selftest/--no-selftest", help="Have the library's self-test in the firmware.")]
 Timeout = Annotated[float, typer.Option(help="Seconds after which a board counts as hung.", min=1)]
 
 
@@ -53,6 +55,8 @@ def run(
     opt: Opt = "-O3",
     compiler: Tool = "auto",
     float_abi: Float = "auto",
+    define: Defines = None,
+    selftest: SelfTest = True,
     timeout: Timeout = 300,
     as_json: Json = False,
     seed: Seed = 0,
@@ -68,7 +72,7 @@ def run(
 
     opened = Image.open(image)
     x, what = _windows(opened, source, data, data_dir, protocol, count, seed)
-    settings = Settings(opt=opt, compiler=compiler, float_abi=float_abi)
+    settings = Settings(opt, compiler, float_abi, tuple(define or ()), selftest)
     names = list(on.boards()) if all_boards else [board]
     pack = None
     if codes is not None:
@@ -77,6 +81,8 @@ def run(
         except OSError as error:
             raise ConfigError(f"{codes}: cannot read the code pack ({error.strerror})") from error
     rows = on.matrix(opened, x, names, on.schedules(schedule), settings, pack=pack, cut=cut, seconds=timeout)
+    if all(row.refused is not None for row in rows):
+        raise ConfigError("; ".join(dict.fromkeys(row.refused for row in rows)))
     differ = sum(row.differ for row in rows)
     if as_json:
         emit({"image": str(image), "input": what, "opt": opt, "compiler": compiler, "float": float_abi,
@@ -86,9 +92,6 @@ def run(
         for row in rows:
             print(row.text())
         print(f"{sum(row.compared for row in rows):,} bytes compared, {differ} differ")
-    ran = [row for row in rows if row.refused is None]
-    if not ran:
-        raise ConfigError(rows[0].refused)
     raise typer.Exit(1 if differ else 0)
 
 
@@ -103,6 +106,8 @@ def report(
     opt: Opt = "-O3",
     compiler: Tool = "auto",
     float_abi: Float = "auto",
+    define: Defines = None,
+    selftest: SelfTest = True,
     timeout: Timeout = 300,
     as_json: Json = False,
     seed: Seed = 0,
@@ -115,7 +120,7 @@ def report(
 
     opened = Image.open(image)
     x, _ = _windows(opened, source, None, None, None, 3, seed)
-    settings = Settings(opt=opt, compiler=compiler, float_abi=float_abi)
+    settings = Settings(opt, compiler, float_abi, tuple(define or ()), selftest)
     found = measure.report(opened, on.board_named(board), schedule, settings, x[:3], constants=constants, seconds=timeout)
     if html is not None:
         from pyhtpw.target.measure_html import write_html

@@ -122,7 +122,7 @@ def train(
         teacher=_teacher(teacher, teacher_net, teacher_steps),
         objective={name: value for name, value in terms.items() if value is not None},
     )
-    dataset = for_network(chosen.net, dataset, cache_dir)
+    dataset, chosen = for_network(chosen.net, dataset, cache_dir), training.on_features(chosen, recipe_of(data, dataset))
     if dry_run:
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return

@@ -15,7 +15,7 @@ The task is apnea (or hypopnea) in a minute or not. Protocols:
     The same windows in the division of the challenge of the year 2000: learning set to train and validate, x01-x35
     to test. Validation is every fifth record of each of a, b and c: a05 a10 a15 a20 b05 c05 c10.
 ``beats``
-    No ECG: eight figures of heart-rate variability per minute from ``RRR.qrs`` (`hrv_features`), in the division of
+    No ECG: eight figures of heart-rate variability per minute from ``RRR.qrs`` (`pyhtpw.data.hrv.beat_features`), in the division of
     ``challenge``. A window is a minute with `context` minutes on either side, T = 2 * context + 1, C = 8.
 
 A minute's label holds for all its windows of the ECG: three, from second 3 to second 57. A label without a whole
@@ -30,6 +30,7 @@ the published one too, may have a person on two sides. ``description["warnings"]
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -43,6 +44,7 @@ from ..errors import ConfigError, DataError
 from . import cache
 from .checks import Problems, check_sums
 from .dataset import SPLITS, Dataset, describe
+from .hrv import BEAT_FEATURES, beat_features
 from .records import lacking, read_annotations, read_header, read_signal
 from .windows import cut_windows
 
@@ -59,8 +61,8 @@ PART = {
 LEARNING = tuple([f"a{k:02d}" for k in range(1, 21)] + [f"b{k:02d}" for k in range(1, 6)] + [f"c{k:02d}" for k in range(1, 11)])
 WITHHELD = tuple(f"x{k:02d}" for k in range(1, 36))
 ANSWERS = "event-2-answers.txt"
-FEATURES = ("mean RR, ms", "SDNN, ms", "RMSSD, ms", "pNN50", "mean heart rate, 1/min", "SD of heart rate, 1/min",
-            "ln LF power, ms2", "ln HF power, ms2")
+LEAST_INTERVALS = 10
+"""Intervals below which a minute has no figures."""
 PER_MINUTE = 3  # windows of the ECG
 
 _DRAW = 2000  # seed of the division of `records`
@@ -215,46 +217,6 @@ def answers(folder: Path) -> dict[str, np.ndarray]:
     return {name: (np.array(list(row)) == "A").astype(np.int64) for name, row in letters.items()}
 
 
-def hrv_features(beats_s: np.ndarray) -> np.ndarray:
-    """Eight figures of heart-rate variability of a stretch of beats (see `FEATURES`).
-
-    Parameters
-    ----------
-    beats_s : (B,) float64
-        Times of the beats in seconds, rising.
-
-    Returns
-    -------
-    (8,) float64
-        NaN where fewer than ten intervals are left after dropping those outside 0.3 to 2 s (missed and doubled beats).
-
-    Notes
-    -----
-    As in Task Force of the ESC and NASPE, "Heart rate variability", Circulation 93:1043-1065, 1996: standard deviation
-    of intervals, root mean square and share above 50 ms of successive differences, power from 0.04 to 0.15 Hz and from
-    0.15 to 0.4 Hz, here of the periodogram (Hann) of intervals interpolated at 4 Hz. A minute is shorter than the five
-    minutes recommended there: the low band then rests on few periods.
-    """
-    rr = np.diff(beats_s)
-    good = (rr >= 0.3) & (rr <= 2.0)
-    if good.sum() < 10:
-        return np.full(len(FEATURES), np.nan)
-    kept, time = rr[good], beats_s[1:][good]
-    step = np.diff(rr)[good[1:] & good[:-1]] * 1000
-    if step.size == 0:
-        return np.full(len(FEATURES), np.nan)
-    rate = 60 / kept
-    grid = np.arange(time[0], time[-1], 0.25)
-    wave = np.interp(grid, time, kept * 1000)
-    taper = np.hanning(wave.size)
-    spectrum = np.abs(np.fft.rfft((wave - wave.mean()) * taper)) ** 2 * 2 / (4 * max((taper ** 2).sum(), 1e-12))
-    frequency = np.fft.rfftfreq(wave.size, 0.25)
-    width = 4 / wave.size
-    low, high = (spectrum[(frequency >= a) & (frequency < b)].sum() * width for a, b in ((0.04, 0.15), (0.15, 0.4)))
-    return np.array([kept.mean() * 1000, kept.std() * 1000, np.sqrt((step ** 2).mean()), (np.abs(step) > 50).mean(),
-                     rate.mean(), rate.std(), np.log(low + 1.0), np.log(high + 1.0)])
-
-
 def beat_times(folder: Path, name: str) -> np.ndarray:
     """Times of the beats of ``name.qrs``, (B,) s; marks of artifacts are left out.
 
@@ -388,7 +350,7 @@ def _build(entry: Path, folder: Path, protocol: str, window: int, context: int,
         for name in names:
             beats = beat_times(folder, name)
             edges = np.searchsorted(beats, np.arange(kept[name].size + 1) * 60.0)
-            rows[name] = np.array([hrv_features(beats[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+            rows[name] = np.array([beat_features(beats[a:b], LEAST_INTERVALS) for a, b in itertools.pairwise(edges)])
             told(name)
         train = np.concatenate([rows[name] for name in parts["train"]])
         if np.isnan(train).all():
@@ -396,7 +358,7 @@ def _build(entry: Path, folder: Path, protocol: str, window: int, context: int,
                             "files anew")
         mean, deviation = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
         deviation = np.where(deviation > 1e-9, deviation, 1.0)
-        notes["features"] = {"names": list(FEATURES), "mean": mean.tolist(), "deviation": deviation.tolist()}
+        notes["features"] = {"names": list(BEAT_FEATURES), "mean": mean.tolist(), "deviation": deviation.tolist()}
         notes["minutes_without_features"] = {
             part: sum(int(np.isnan(rows[name][:, 0]).sum()) for name in parts[part]) for part in SPLITS}
         for part in SPLITS:
@@ -407,6 +369,6 @@ def _build(entry: Path, folder: Path, protocol: str, window: int, context: int,
                 yield part, np.ascontiguousarray(x.transpose(0, 2, 1), dtype=np.float32)
 
     if protocol == "beats":
-        cache.store(entry, (2 * context + 1, len(FEATURES)), arrays, features(), notes)
+        cache.store(entry, (2 * context + 1, len(BEAT_FEATURES)), arrays, features(), notes)
     else:
         cache.store(entry, (window, 1), arrays, signals(), notes)

@@ -100,7 +100,7 @@ def at_hand(name: str, data_dir: str | os.PathLike[str] | None) -> str:
         return "no"
     if name == "apnea-ecg":
         return "yes" if (found / "a01.dat").is_file() else "beats and labels, no ECG"
-    where, part = found
+    _, part = found
     if name == "ptb-xl":
         return "yes" if part is None else f"a part ({part.stem})"
     return "a part (official6, split10)" if part else "yes (official12)"

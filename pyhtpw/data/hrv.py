@@ -31,6 +31,8 @@ BEAT_FEATURES = ("mean RR (ms)", "SDNN (ms)", "RMSSD (ms)", "pNN50", "mean rate 
 SIGNAL_FEATURES = ("mean", "SD", "skew", "excess kurtosis", "peak to peak", "zero crossings", "log 0.5-5 Hz power",
                    "spectral centroid (Hz)")
 FEATURES = BEAT_FEATURES + SIGNAL_FEATURES
+NETWORKS = ("hrv_featnet", "hrv_beats")
+"""Networks that read features, by name (`pyhtpw.nets`)."""
 LEAST_INTERVALS = 2
 """Intervals below which a window has no variability."""
 

@@ -256,7 +256,7 @@ def _build(entry: Path, folder: Path, plan: _Plan, window: int, lead: int | str,
     def chunks() -> Iterator[tuple[str, np.ndarray]]:
         done, total = 0, sum(len(plan.records[part]) for part in SPLITS)
         for part in SPLITS:
-            for name, mark in zip(plan.records[part], marks[part]):
+            for name, mark in zip(plan.records[part], marks[part], strict=True):
                 signal = _signal(folder, name, lead)
                 outside = mark.sample[mark.sample >= signal.size]
                 if outside.size:

@@ -124,7 +124,7 @@ def make(*, seed: int = 0, window: int = 720, patients: tuple[int, int, int] = (
             done += 1
             if progress is not None:
                 progress(done, sum(patients), f"patient {part}-{index:02d}")
-        x, y, position = (np.concatenate(column) for column in zip(*pieces))
+        x, y, position = (np.concatenate(column) for column in zip(*pieces, strict=True))
         group = np.repeat(np.array([f"{part}-{index:02d}" for index in range(patients[number])]), beats[number])
         splits[part] = Split(x, y, group, position, np.ones(len(y), bool))
 

@@ -8,10 +8,20 @@ intervals, and `pyhtpw.evaluate.calibration` ablations of the operating point.
 
 from __future__ import annotations
 
-from .metrics import (accuracy, balanced_accuracy, brier, brier_classes, calibration_error, confusion, macro_auc, macro_f1,
-                      per_class, roc_auc, roc_curve)
-from .protocol import (THRESHOLDS, decide, evaluate_binary, median_filter, probabilities, score, smoothed, tune,
-                       tune_threshold)
+from .metrics import (
+                      accuracy,
+                      balanced_accuracy,
+                      brier,
+                      brier_classes,
+                      calibration_error,
+                      confusion,
+                      macro_auc,
+                      macro_f1,
+                      per_class,
+                      roc_auc,
+                      roc_curve,
+)
+from .protocol import THRESHOLDS, decide, evaluate_binary, median_filter, probabilities, score, smoothed, tune, tune_threshold
 
 __all__ = ["THRESHOLDS", "accuracy", "balanced_accuracy", "brier", "brier_classes", "calibration_error", "confusion", "decide",
            "evaluate_binary", "macro_auc", "macro_f1", "median_filter", "per_class", "probabilities", "roc_auc", "roc_curve",

@@ -73,8 +73,8 @@ class Choices:
     def of(cls, image: bytes, data: Dataset, config: Mapping[str, Any], *, threshold: float | None, median: int,
            checkpoint: str = "raw") -> Choices:
         """The choices of a run that ends in `image`."""
-        config = json.loads(json.dumps(dict(config), default=str))
-        return cls(hashlib.sha256(image).hexdigest(), fingerprint(config), config,
+        plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
+        return cls(hashlib.sha256(image).hexdigest(), fingerprint(plain), plain,
                    json.loads(json.dumps(data_identity(data), default=str)), threshold, median, checkpoint)
 
 
@@ -168,9 +168,9 @@ def unseal(data: Dataset, path: Path, image: bytes, *, threshold: float | None) 
         raise SealedError(f"{path}: was frozen for another image: freeze the choices of the one that is to be scored")
     if json.loads(json.dumps(data_identity(data), default=str)) != choices.data:
         raise SealedError(f"{path}: was frozen for other data ({choices.data.get('name')}, {choices.data.get('protocol')})")
-    if (threshold is None) != (choices.threshold is None) or (
-            threshold is not None and abs(threshold - choices.threshold) > 1e-6):
-        raise SealedError(f"{path}: the threshold {choices.threshold} was frozen, the image has {threshold}")
+    frozen = choices.threshold
+    if (threshold is None) != (frozen is None) or (threshold is not None and frozen is not None and abs(threshold - frozen) > 1e-6):
+        raise SealedError(f"{path}: the threshold {frozen} was frozen, the image has {threshold}")
     return data.test.opened(), choices
 
 

@@ -130,8 +130,8 @@ def per_class(y: np.ndarray, predicted: np.ndarray, *, classes: int = 2,
     matrix = confusion(y, predicted, classes=classes, mask=mask)
     support, right = _support(matrix, "recall"), np.diag(matrix)
     precision = right / np.maximum(matrix.sum(axis=0), 1)
-    columns = zip(precision.tolist(), (right / support).tolist(), _f1(matrix).tolist(), support.tolist())
-    return [dict(zip(("precision", "recall", "f1", "support"), row)) for row in columns]
+    columns = zip(precision.tolist(), (right / support).tolist(), _f1(matrix).tolist(), support.tolist(), strict=True)
+    return [dict(zip(("precision", "recall", "f1", "support"), row, strict=True)) for row in columns]
 
 
 def _binary(y: np.ndarray, p: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,8 @@ from pyhtpw.nets.toml import load_toml
 from pyhtpw.recipes import RECIPES, Recipe
 
 EXTERNAL = "external"  # as net: the model is made elsewhere, see `pyhtpw.experiment.external`
+FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "auc")  # that comparisons may be about: more is better
+VEB_FIGURES = ("veb_f1", "veb_sensitivity", "veb_ppv")  # on aami
 MIN_SEEDS = 3  # of a comparison
 
 
@@ -138,13 +140,17 @@ class Plan:
     def configuration(self, model: Model, seed: int) -> dict[str, Any]:
         """What decides a run's result besides code and machine; its hash names the run in the test log."""
         made = self.recipe(model)
-        return {
+        found = {
             "plan": self.name, "model": model.name, "seed": seed, "data": self.data, "protocol": self.protocol,
-            "data_options": self.data_options, "data_seed": self.data_seed, "net": made.net, "net_options": made.net_options,
-            "train": made.train, "median": made.median, "pack": model.pack, "teacher": model.teacher,
+            "net": made.net, "net_options": made.net_options, "train": made.train, "median": made.median,
+        }  # fmt: skip
+        optional = {
+            "data_options": self.data_options, "data_seed": self.data_seed, "pack": model.pack, "teacher": model.teacher,
             "teacher_seed": model.teacher_seed, "start": model.start, "freeze": model.freeze, "prune": model.prune, "ema": model.ema,
             "calibrate": model.calibrate,
         }  # fmt: skip
+        # What is not asked for is left out, so that an entry that later versions have does not change the hash of earlier results.
+        return {**found, **{name: value for name, value in optional.items() if value}}
 
     def config_sha256(self, model: Model, seed: int) -> str:
         """Hash of `configuration`."""
@@ -211,6 +217,10 @@ def load_plan(path: Path) -> Plan:
     for name in names:
         if names.count(name) > 1 or not name or any(c in name for c in "/:\\ "):
             raise ConfigError(f"{path}: model name {name!r} is given twice, empty, or has one of '/:\\ ' or a space in it")
+    known = (*FIGURES, *(VEB_FIGURES if plan.protocol.partition(":")[0] == "aami" else ()))
+    for figure in (plan.figure, *(each.figure for each in compare if each.figure)):
+        if figure not in known:
+            raise ConfigError(f"{path}: figure {figure!r} is not one that this protocol compares: choose {', '.join(known)}")
     for each in compare:
         for name in (*each.first, *each.second):
             model = plan.model(name)

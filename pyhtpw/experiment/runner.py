@@ -24,6 +24,7 @@ import numpy as np
 
 from pyhtpw import pipeline
 from pyhtpw.data import Dataset
+from pyhtpw.data.hrv import for_network
 from pyhtpw.data.seal import seal
 from pyhtpw.errors import ConfigError, MissingToolError
 from pyhtpw.evaluate import decide, metrics, score, smoothed
@@ -105,6 +106,7 @@ def run_one(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders
     state = done(plan, model, seed, folders)
     if state == "tested" or (state and validation_only):
         return json.loads(result_path.read_text())
+    data = for_network(model.net, data)
     pipeline.prepare_folder(folders.run(plan.name, model.name, seed))
     result_path.parent.mkdir(parents=True, exist_ok=True)
     if state:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pyhtpw.data import Dataset
-from pyhtpw.errors import ConfigError
+from pyhtpw.data.hrv import for_network
+from pyhtpw.errors import ConfigError, HtpwError
 from pyhtpw.experiment.plan import EXTERNAL, Model, Plan, load_plan
 from pyhtpw.experiment.runner import Folders, done, load_dataset, run_one
+
+_THREADS = "NUMBA_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | 
                "budget": model.budget, "image_bytes": None, "hours": None}
         if data is not None:
             if model.name not in costs:
-                costs[model.name] = estimate(_without_teacher(plan, model), data, seed=seed)
+                costs[model.name] = estimate(_without_teacher(plan, model), for_network(model.net, data), seed=seed)
             row["image_bytes"] = costs[model.name].image_bytes
             row["hours"] = 0.0 if trained else round(costs[model.name].hours, 3)
         rows.append(row)
@@ -96,39 +99,82 @@ def run_all(path: Path, source: Source, folders: Folders, *, only: list[str] | N
     command, compiler, say
         What is recorded; the emulator's compiler; progress.
 
-    Raises what the first run that fails raises, after those in progress have ended.
+    Raises what the first run that failed raised, after all others but those that need it.
     """
     plan = load_plan(path)
     runs = chosen(plan, only)
     options = {"validation_only": validation_only, "command": command, "compiler": compiler}
+    ended = Ended(plan, say)
     if jobs == 1:
         data = load_dataset(plan, source.data_dir, source.cache_dir)
-        return [run_one(plan, model, seed, data, folders, say=say, **options) for model, seed in runs]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    results: dict[tuple[str, int], dict[str, Any]] = {}
+        for model, seed in runs:
+            if not ended.waits_in_vain(model, seed):
+                try:
+                    ended.results[model.name, seed] = run_one(plan, model, seed, data, folders, say=say, **options)
+                except HtpwError as error:
+                    ended.failed(model, seed, error)
+    else:
+        _in_processes(path, source, folders, plan, runs, options, jobs, ended)
+    if ended.failures:
+        raise next(iter(ended.failures.values()))
+    return [ended.results[model.name, seed] for model, seed in runs]
+
+
+class Ended:
+    """Results and failures so far. A run that fails does not end the others: only those that need it are left out."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self.plan, self.say = plan, say
+        self.results: dict[tuple[str, int], dict[str, Any]] = {}
+        self.failures: dict[tuple[str, int], HtpwError] = {}
+
+    def failed(self, model: Model, seed: int, error: HtpwError) -> None:
+        """Notes a failure and says it."""
+        self.failures[model.name, seed] = error
+        self.say(f"FAILED {model.name}, seed {seed}: {error}")
+
+    def waits_in_vain(self, model: Model, seed: int) -> bool:
+        """Whether a run needs one that failed; noted then, too."""
+        lost = [need for need in self.plan.needs(model, seed) if need in self.failures]
+        if lost:
+            self.failed(model, seed, ConfigError(f"{model.name}, seed {seed}: needs {lost[0][0]}, seed {lost[0][1]}, which failed"))
+        return bool(lost)
+
+
+def _in_processes(path: Path, source: Source, folders: Folders, plan: Plan, runs: list[tuple[Model, int]], options: dict[str, Any],
+                  jobs: int, ended: Ended) -> None:
     left, running = list(runs), {}
-    with ProcessPoolExecutor(jobs, context, initializer=_limit, initargs=(threads,)) as pool:
-        while left or running:
-            for run in list(left):
-                model, seed = run
-                if len(running) < jobs and set(plan.needs(model, seed)) <= set(results):
-                    say(f"{model.name}, seed {seed}: begins")
-                    running[pool.submit(_run, path, source, model.name, seed, folders, options)] = run
-                    left.remove(run)
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                model, seed = running.pop(future)
-                results[model.name, seed] = future.result()
-                say(f"{model.name}, seed {seed}: done")
-    return [results[model.name, seed] for model, seed in runs]
-
-
-def _limit(threads: int) -> None:
-    """Worker processes share the cores."""
-    os.environ["NUMBA_NUM_THREADS"] = str(threads)
+    threads = os.environ.get(_THREADS)
+    # Numba reads it when it is imported, which is before anything of ours runs in a process: so it is set around their start.
+    os.environ[_THREADS] = str(max(1, (os.cpu_count() or 1) // jobs))
+    try:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            while left or running:
+                for run in list(left):
+                    model, seed = run
+                    if ended.waits_in_vain(model, seed):
+                        left.remove(run)
+                    elif len(running) < jobs and set(plan.needs(model, seed)) <= set(ended.results):
+                        ended.say(f"{model.name}, seed {seed}: begins")
+                        running[pool.submit(_run, path, source, model.name, seed, folders, options)] = run
+                        left.remove(run)
+                done_now, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done_now:
+                    model, seed = running.pop(future)
+                    try:
+                        ended.results[model.name, seed] = future.result()
+                        ended.say(f"{model.name}, seed {seed}: done")
+                    except HtpwError as error:
+                        ended.failed(model, seed, error)
+    finally:
+        os.environ.pop(_THREADS)
+        if threads is not None:
+            os.environ[_THREADS] = threads
 
 
 def _run(path: Path, source: Source, model: str, seed: int, folders: Folders, options: dict[str, Any]) -> dict[str, Any]:
     plan = load_plan(path)
-    return run_one(plan, plan.model(model), seed, load_dataset(plan, source.data_dir, source.cache_dir), folders, **options)
+    try:
+        return run_one(plan, plan.model(model), seed, load_dataset(plan, source.data_dir, source.cache_dir), folders, **options)
+    except HtpwError as error:  # some take more than a message, and then do not survive the way between processes
+        raise HtpwError(str(error)) from error

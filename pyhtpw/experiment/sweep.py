@@ -31,6 +31,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -44,6 +45,7 @@ from pyhtpw.nets.toml import load_toml
 
 OBJECTIVES = ("val_macro_f1", "image_bytes", "m4_instructions")
 DIRECTIONS = ("maximize", "minimize", "minimize")
+_THREADS = "NUMBA_NUM_THREADS"
 _ATTEMPTS = 3  # workers that may die under a trial before it counts as failed
 _UNDER_WAY = "under way when the sweep was stopped; queued again"
 _STUDY, _TABLE, _PLOT = "study.db", "sweep.json", "pareto.svg"
@@ -220,10 +222,11 @@ def open_study(sweep: Sweep, storage: str) -> Any:
     """
     optuna = _optuna()
     try:
-        study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, directions=DIRECTIONS,
-                                    sampler=optuna.samplers.TPESampler(seed=sweep.seed, multivariate=True, constant_liar=True))
+        study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, directions=DIRECTIONS)
     except Exception as error:  # whatever the database's driver raises
         raise ConfigError(f"{storage}: cannot be opened as a study ({str(error).splitlines()[0]}): give another --storage") from error
+    # Another seed each time it is taken up: the same one would draw the first trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=sweep.seed + len(study.get_trials(deepcopy=False)), constant_liar=True)
     if study.user_attrs.get("sweep", sweep.key) != sweep.key:
         raise ConfigError(f"{storage}: holds a sweep {sweep.name!r} with another declaration: rename one of them")
     study.set_user_attr("sweep", sweep.key)
@@ -296,6 +299,7 @@ def run_sweep(sweep: Sweep, out: Path, *, storage: str | None = None, scheduler:
     out.mkdir(parents=True, exist_ok=True)
     study = open_study(sweep, storage or f"sqlite:///{(out / _STUDY).resolve()}")
     space = distributions(sweep)
+    threads = os.environ.get(_THREADS)
     client, cluster = _connect(distributed, scheduler, workers)
     try:
         expected = None if allow_mixed else _one_kind(client, study)
@@ -325,11 +329,12 @@ def run_sweep(sweep: Sweep, out: Path, *, storage: str | None = None, scheduler:
         client.close()
         if cluster is not None:
             cluster.close()
+        os.environ.pop(_THREADS, None)  # Dask leaves what it set for its workers
+        if threads is not None:
+            os.environ[_THREADS] = threads
 
 
 def _connect(distributed: Any, scheduler: str | None, workers: int) -> tuple[Any, Any]:
-    import os
-
     import dask
 
     if scheduler:
@@ -340,7 +345,7 @@ def _connect(distributed: Any, scheduler: str | None, workers: int) -> tuple[Any
                               "'dask scheduler'") from error
     threads = max(1, (os.cpu_count() or 1) // workers)
     dask.config.set({"distributed.scheduler.allowed-failures": _ATTEMPTS - 1,
-                     "distributed.nanny.pre-spawn-environ.NUMBA_NUM_THREADS": threads})
+                     f"distributed.nanny.pre-spawn-environ.{_THREADS}": threads})
     cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
     return distributed.Client(cluster), cluster
 

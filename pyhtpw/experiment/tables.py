@@ -249,6 +249,15 @@ def markdown(found: dict[str, Any]) -> str:
                  f"{100 * row['retention']:.1f} %" if "retention" in row else "-", _f(row["validation"]["macro_f1"])]
         out.append("| " + " | ".join(cells) + " |")
     out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people and seeds drawn jointly.", ""]
+    for row in found["models"]:
+        if row.get("ema"):
+            averaged = ", ".join(f"{name} {_f(row['ema'][key])}" for name, key in (("macro-F1", "macro_f1"), ("AUC", "auc")))
+            out += [f"- {row['model']}, averaged weights with their own t*: {averaged}"]
+        if row.get("calibration"):
+            c = row["calibration"]
+            out += [f"- {row['model']}, calibrated on validation: ECE {_f(c['ece'])}, with temperature {_f(c['ece_temperature'])}; "
+                    f"macro-F1 with a threshold per class {_f(c['macro_f1_class_thresholds'])}"]
+    out += [""]
     if found["comparisons"]:
         heads = ["comparison", "figure", "first - second", "difference (95 %)", "Holm interval", "p (Holm)"]
         out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -314,7 +323,11 @@ def draw(found: dict[str, Any], figure: str) -> Any:
         axes.plot(*zip(*line, strict=True), "-", color=GREEN, linewidth=1, label="Pareto front", zorder=0)
         axes.set(xscale="log", xlabel="whole image, bytes", ylabel=f"{figure.replace('_', ' ')} on test",
                  title=found["title"] + (" (synthetic data)" if found["synthetic"] else ""))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        low, high = min(x for x, _ in points), max(x for x, _ in points)
+        ticks = [2**k for k in range(6, 24) if low / 2 <= 2**k <= 2 * high]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(low / 1.3, high * 1.6)
         axes.legend(loc="lower right")
         return plot
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import reference
-from reference.run import trace
 
+import reference
 from pyhtpw.errors import ConfigError, QuantiseError
 from pyhtpw.image import write
 from pyhtpw.image.integer import IntegerModel, Op, Stored
@@ -29,6 +28,7 @@ from pyhtpw.quant.scales import COMPACT, Factors, factors, requant
 from pyhtpw.quant.search import CANDIDATES, Trial, auto_heads
 from pyhtpw.quant.statistics import EPS
 from pyhtpw.quant.stored import quantise_stored
+from reference.run import trace
 
 ROUNDS = 2  # fits of multipliers and biases: on the original's activations, then on those of the compressed network
 FIT_WINDOWS, HELD_WINDOWS = 64, 512
@@ -100,6 +100,8 @@ def compress(
 
 def expanded_model(image: Image) -> IntegerModel:
     """The image's integer model with generated kernels stored in 8 bits."""
+    if image.codes_number:
+        raise ConfigError(f"{image.name}: a code pack is applied: open the image that pyhtpw.image.codes.apply_pack makes of both")
     model = read_model(image.data, image.name)
     ops = []
     for op in model.ops:

@@ -2,7 +2,8 @@
 
 `float_network` turns 1-D images (height 1) of conv, depthwise, conv1x1, add, pools and a classifier into a graph of the trainer: reals are
 the integers times multipliers, so that its logits are the image's but for rounding and for limits at the upper end. `finetune` fits heads
-to it, trains on the kernels that the image will hold (`pyhtpw.quant.aware`) with the original's integer logits as the teacher's, and quantises.
+to it, trains on the kernels that the image will hold (`pyhtpw.quant.aware`), with the original's integer logits as the teacher's, and
+quantises.
 """
 
 from collections.abc import Mapping

@@ -25,9 +25,10 @@ from pyhtpw.image.reader import CELLS_MAX
 from pyhtpw.model import Image
 
 VIEWS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")
+SHAPES = ("SHAPE", "STRIDED_SLICE", "PACK")  # what converters leave of a Flatten: numbers for a RESHAPE alone
 APPROXIMATE = ("FULLY_CONNECTED",)
 HANDLED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "ADD", "MUL", "PAD", "SOFTMAX",
-           "QUANTIZE", "DEQUANTIZE", "MAXIMUM", "MINIMUM", *VIEWS)  # fmt: skip
+           "QUANTIZE", "DEQUANTIZE", "MAXIMUM", "MINIMUM", *VIEWS, *SHAPES)  # fmt: skip
 
 
 @dataclass
@@ -112,7 +113,7 @@ class _Import:
                 last = op.inputs[0]
                 ends.add(i)
         for i, op in enumerate(self.file.operators):
-            if i not in ends and op.outputs[0] != first:  # the latter is the QUANTIZE of a float input
+            if i not in ends and op.outputs[0] != first and not self._is_shape(op):  # the latter is the QUANTIZE of a float input
                 self._operator(op)
         if self.problems:
             raise ExportError(f"{self.name}: {'; '.join(self.problems)}")
@@ -127,6 +128,13 @@ class _Import:
                 self.dropped.append("QUANTIZE")
                 return makers[0].outputs[0]
         return at
+
+    def _is_shape(self, op: Operator) -> bool:
+        """Whether an operator makes nothing but sizes: the shape of a RESHAPE's output is in the file anyway."""
+        made = op.outputs[0]
+        readers = [other for other in self.file.operators if made in other.inputs]
+        return op.code in SHAPES and self.file.tensors[made].dtype == "int32" and all(
+            other.code in SHAPES or (other.code == "RESHAPE" and made not in other.inputs[:1]) for other in readers)
 
     def _finished(self, first: int, last: int) -> Imported:
         value = self.values.get(last)
@@ -310,7 +318,7 @@ class _Import:
         axes = self._constant(op, op.inputs[1] if len(op.inputs) > 1 else -1, "int32", 1)
         rank = len(x.shape)
         found = {int(a) % rank for a in axes.data}
-        if not (found == {1, 2} and rank == 4 or found == {1} and rank == 3):
+        if not ((found == {1, 2} and rank == 4) or (found == {1} and rank == 3)):
             self.problems.append(f"{self._label(op)} is not over rows and columns, but dimensions {sorted(found)}")
             return
         out, window = self._int8(op.outputs[0]), (shape.h, shape.w)

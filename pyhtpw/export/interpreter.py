@@ -1,6 +1,6 @@
 """TensorFlow Lite's reference kernels for int8, told in numpy: what LiteRT's BUILTIN_REF resolver computes, to the bit.
 
-Written from the arithmetic, not from the exporter: it shares nothing with that but the reading of files. Sums are taken in float64 by
+Written from the arithmetic, not from the exporter: it shares nothing with that but the records of files. Sums are taken in float64 by
 BLAS, where they are exact (|sum| < 2^53). Double rounding everywhere but FULLY_CONNECTED, which LiteRT rounds once on x86.
 """
 
@@ -9,8 +9,23 @@ import math
 import numpy as np
 
 from pyhtpw.errors import ImageError
-from pyhtpw.export.scales import mean_multiplier, quantize_multiplier, softmax_multiplier
 from pyhtpw.export.schema import ACTIVATIONS, Network, Operator, Tensor
+
+
+def derived(scale: float) -> tuple[int, int]:
+    """Q31 multiplier and shift that the kernels derive from a scale >= 0: its 31 leading bits, rounded half up; in whole numbers."""
+    if scale == 0:
+        return 0, 0
+    top, bottom = scale.as_integer_ratio()
+    shift = top.bit_length() - bottom.bit_length() + 1
+    while shift >= -64 and top << max(1 - shift, 0) < bottom << max(shift - 1, 0):  # until scale >= 2^(shift - 1)
+        shift -= 1
+    left = 32 - shift  # one bit more than is kept, to round by
+    doubled = (top << max(left, 0)) // (bottom << max(-left, 0))
+    multiplier = (doubled + 1) >> 1
+    if multiplier == 1 << 31:
+        multiplier, shift = 1 << 30, shift + 1
+    return (0, 0) if shift < -31 else (multiplier, shift)
 
 
 def high_multiply(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
@@ -36,7 +51,7 @@ def requantised_once(acc: np.ndarray, multiplier: np.ndarray | int, shift: np.nd
 
 
 def _multipliers(values: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.array([quantize_multiplier(v) for v in values], np.int64).reshape(-1, 2)
+    pairs = np.array([derived(v) for v in values], np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -54,7 +69,7 @@ def run(network: Network, x: np.ndarray, tensors: dict[int, np.ndarray] | None =
         handler = HANDLERS.get(op.code)
         if handler is None:
             raise ImageError(f"the interpreter has no {op.code}")
-        inputs = [None if i < 0 else values[i] for i in op.inputs]
+        inputs = [None if i < 0 else values.get(i) for i in op.inputs]  # a RESHAPE does without its sizes
         infos = [None if i < 0 else network.tensors[i] for i in op.inputs]
         values[op.outputs[0]] = handler(op, inputs, infos, network.tensors[op.outputs[0]])
     return values[network.outputs[0]]
@@ -141,21 +156,23 @@ def _add(op, inputs, infos, out):
     twice = 2 * max(t.scale for t in infos)
     total = 0
     for x, t in zip(inputs, infos, strict=True):
-        total = total + requantised((x.astype(np.int64) - t.zero) << 20, *quantize_multiplier(t.scale / twice))
-    return _stored(op, requantised(total, *quantize_multiplier(twice / ((1 << 20) * out.scale))), out)
+        total = total + requantised((x.astype(np.int64) - t.zero) << 20, *derived(t.scale / twice))
+    return _stored(op, requantised(total, *derived(twice / ((1 << 20) * out.scale))), out)
 
 
 def _mul(op, inputs, infos, out):
     product = (inputs[0].astype(np.int64) - infos[0].zero) * (inputs[1].astype(np.int64) - infos[1].zero)
     scale = np.float32(infos[0].scale) * np.float32(infos[1].scale) / np.float32(out.scale)
-    return _stored(op, requantised(product, *quantize_multiplier(float(scale))), out)
+    return _stored(op, requantised(product, *derived(float(scale))), out)
 
 
 def _mean(op, inputs, infos, out):
     """Over rows and columns."""
     x = inputs[0].astype(np.int64) - infos[0].zero
-    pair = mean_multiplier(infos[0].scale / out.scale, x[0, ..., 0].size)
-    y = requantised(x.sum(axis=tuple(range(1, x.ndim - 1))), *pair)
+    count = x[0, ..., 0].size
+    multiplier, shift = derived(infos[0].scale / out.scale)
+    more = min(count.bit_length() - 1, 32, 31 + shift)  # 1/count goes into the multiplier
+    y = requantised(x.sum(axis=tuple(range(1, x.ndim - 1))), (multiplier << more) // count, shift - more)
     return np.clip(y + out.zero, -128, 127).astype(np.int8).reshape(-1, *out.shape[1:])
 
 
@@ -165,7 +182,7 @@ def _reshape(op, inputs, infos, out):
 
 def _quantize(op, inputs, infos, out):
     """int8 to int8."""
-    y = requantised(inputs[0].astype(np.int64) - infos[0].zero, *quantize_multiplier(infos[0].scale / out.scale))
+    y = requantised(inputs[0].astype(np.int64) - infos[0].zero, *derived(infos[0].scale / out.scale))
     return np.clip(y + out.zero, -128, 127).astype(np.int8)
 
 
@@ -192,7 +209,8 @@ def _gather(op, inputs, infos, out):
 
 
 def _softmax(op, inputs, infos, out):
-    multiplier, shift, span = softmax_multiplier(infos[0].scale, op.options["Beta"])
+    multiplier, shift = derived(min(op.options["Beta"] * infos[0].scale * 2.0**26, 2.0**31 - 1))
+    span = math.floor(31 * 2.0**26 / 2.0**shift)  # 5 integer bits
     x = inputs[0].astype(np.int64)
     below = x - x.max(axis=-1, keepdims=True)
     e = np.where(below >= -span, _exponential(high_multiply(np.maximum(below, -span) << shift, multiplier)), 0)
@@ -230,7 +248,7 @@ def _reciprocal(v: np.ndarray) -> np.ndarray:
 
 def _matmul(op, inputs, infos, out):
     acc = (inputs[0].astype(np.int64) - infos[0].zero) @ (inputs[1].astype(np.int64) - infos[1].zero)
-    y = requantised(acc, *quantize_multiplier(infos[0].scale * infos[1].scale / out.scale))
+    y = requantised(acc, *derived(infos[0].scale * infos[1].scale / out.scale))
     return np.clip(y + out.zero, -128, 127).astype(np.int8)
 
 

@@ -32,10 +32,12 @@ METADATA = "pyhtpw"
 
 def expanded(image: Image) -> dict[int, np.ndarray]:
     """Operator -> int8 weights in the shape of docs/SPEC.md section 1, of every linear operator: synthesised where they are generated."""
+    if image.codes_number:  # its multipliers are in the pack, its records in the base
+        raise ExportError(f"{image.name}: a code pack is applied: open the image that pyhtpw.image.codes.apply_pack makes of both")
     made = image.kernels()
     model = read_model(image.data, image.name)
     return {
-        i: (made[i] if i in made else op.weights.values).reshape(image.parsed.ops[i].weight_shape)
+        i: (made[i] if i in made else op.weights.values).reshape(image.parsed.ops[i].weight_shape)  # noqa: SIM401 - generated: none
         for i, op in enumerate(model.ops)
         if op.kind in LINEAR
     }
@@ -191,8 +193,8 @@ class _Lowering:
         window = op.window
         kernel, stride, dilation = (window.kernel, window.stride, window.dilation) if window else ((1, 1),) * 3
         x0, padding = self._padded(op, x0, kernel, stride, dilation, window.padding if window else (0, 0))
-        options = dict(Padding=padding, StrideH=stride[0], StrideW=stride[1], DilationHFactor=dilation[0],
-                       DilationWFactor=dilation[1], FusedActivationFunction=self._fused(op) or "NONE")  # fmt: skip
+        options = {"Padding": padding, "StrideH": stride[0], "StrideW": stride[1], "DilationHFactor": dilation[0],
+                   "DilationWFactor": dilation[1], "FusedActivationFunction": self._fused(op) or "NONE"}  # fmt: skip
         if depthwise:
             options["DepthMultiplier"] = channels // self.tensors[x0].shape[3]
         out = self.activation(op.name, op.out, op.out.zero_point, out_scale)

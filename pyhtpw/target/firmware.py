@@ -95,6 +95,8 @@ class Settings:
         "soft", "hard", or "auto": hard where Helium needs it, else soft.
     defines : tuple of str
         Macros for the library, NAME or NAME=value.
+    selftest : bool
+        Whether the firmware contains the library's self-test, which needs every part of the library.
     peer : tuple of Path or None
         Folder of headers and library of a CMSIS-NN of the user's own, for the cmsis_nn backend.
     """
@@ -103,6 +105,7 @@ class Settings:
     compiler: str = "auto"
     float_abi: str = "auto"
     defines: tuple[str, ...] = ()
+    selftest: bool = True
     peer: tuple[Path, Path] | None = None
 
 
@@ -118,6 +121,11 @@ class Library:
     def archive(self) -> Path:
         """The archive."""
         return self.folder / "libhtpw.a"
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that it chooses for itself."""
+        return (self.folder / "backend").read_text()
 
 
 @dataclass(frozen=True)
@@ -156,24 +164,6 @@ class Firmware:
         return {"streamed": self.plan.streamed_arena, "installed": self.plan.installed_arena}.get(self.schedule, self.plan.arena)
 
 
-def backend_of(board: Board, settings: Settings) -> str:
-    """Name of the backend that the library chooses for itself on a board."""
-    if settings.peer is not None:
-        return "cmsis_nn"
-    helium = board.cpu == "cortex-m55" and settings.float_abi != "soft"
-    if helium:
-        order = ("armv81m_mve",)
-    elif board.cpu in ("cortex-m0", "cortex-m3"):
-        order = ("thumb",)
-    else:
-        order = ("armv7em_dsp",)
-    off = {d.partition("=")[0] for d in settings.defines}
-    if order == ("armv7em_dsp",) and "HTPW_CONFIG_CACHE_WIDE" in off:
-        order = ("armv7em_dsp_wide",)
-    named = "HTPW_CONFIG_NO_" + order[0].removesuffix("_wide").upper()
-    return order[0] if named not in off else "portable"
-
-
 def _core(board: Board, settings: Settings) -> tuple[toolchain.Cpu, str, tuple[str, ...]]:
     """The core as `toolchain` knows it, the float ABI, and the flags that select the FPU."""
     if settings.float_abi not in FLOATS:
@@ -210,6 +200,9 @@ def library(board: Board, settings: Settings) -> Library:
     """
     if not re.fullmatch(r"-O[0123sz]", settings.opt):
         raise ConfigError(f"unknown optimisation {settings.opt!r}: use -O0, -O1, -O2, -O3, -Os or -Oz")
+    for define in settings.defines:
+        if not re.fullmatch(r"[A-Za-z_]\w*(=\w*)?", define):
+            raise ConfigError(f"{define!r} is not a macro: use NAME or NAME=value")
     core, abi, fpu = _core(board, settings)
     tool = toolchain.find_compiler(settings.compiler)
     flags = [*_target(tool, core, abi, fpu), settings.opt, *toolchain.COMPILE, "-fstack-usage", "-Icsrc"]
@@ -217,14 +210,27 @@ def library(board: Board, settings: Settings) -> Library:
     if settings.peer is not None:
         flags += ["-DHTPW_CONFIG_CMSIS_NN", f"-isystem{settings.peer[0]}"]
     files = [*toolchain.sources(), toolchain.HERE / "runtime.c"]
-    key = toolchain._fingerprint([core.name, *tool.command, *flags], tool, files)
+    key = toolchain._fingerprint(["with the name of its backend", core.name, *tool.command, *flags], tool, files)
     final = toolchain.cache_folder() / f"lib-{core.name}-{tool.kind}{settings.opt}-{abi}-{key}"
     if not (final / "libhtpw.a").exists():
         with _scratch(final) as scratch:
             objects = _compile(tool, flags, files, scratch)
             _call([*_archiver(tool), "rcs", "libhtpw.a", *objects], scratch, "libhtpw.a")
+            Path(scratch, "backend").write_text(_backend(tool, flags, scratch))
             _keep(scratch, final)
     return Library(final, tool, tuple(flags))
+
+
+def _backend(tool: toolchain.Compiler, flags: Sequence[str], folder: str) -> str:
+    """The backend that a library with these flags is best with: the first of htpw_backend_best whose macro its headers define."""
+    probe = Path(folder, "probe.c")
+    headers = sorted(str(path.relative_to(toolchain.CSRC)) for path in toolchain.CSRC.glob("backends/*/*.h"))
+    probe.write_text("".join(f'#include "{name}"\n' for name in headers))
+    _call([*tool.command, *flags, "-E", "-dM", str(probe), "-o", str(Path(folder, "macros"))], toolchain.ROOT, "the choice of a backend")
+    macros = set(re.findall(r"#define (\w+)", Path(folder, "macros").read_text()))
+    wide = "_wide" if "HTPW_CONFIG_CACHE_WIDE" in macros else ""
+    order = {"CMSIS_NN": "cmsis_nn", "ARMV81M_MVE": "armv81m_mve", "ARMV7EM_DSP": f"armv7em_dsp{wide}", "THUMB": "thumb"}
+    return next((name for macro, name in order.items() if f"HTPW_HAS_{macro}" in macros), "portable")
 
 
 def _scratch(final: Path) -> tempfile.TemporaryDirectory:
@@ -291,7 +297,7 @@ def build(
     board: Board,
     image: Image,
     schedule: str = "boot",
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    settings: Settings = Settings(),
     *,
     pack: bytes | None = None,
     stack: int | None = None,
@@ -324,9 +330,9 @@ def build(
     if schedule not in SCHEDULES:
         raise ConfigError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     lib_built = library(board, settings)
-    backend = backend_of(board, settings)
+    backend = lib_built.backend
     plan = image.plan(backend)
-    config = _config(image, schedule, backend, plan, pack)
+    config = _config(image, schedule, backend, plan, pack) + f"#define APP_SELFTEST {int(settings.selftest)}\n"
     config += "".join(f"#define APP_{name} ({value})\n" for name, value in sizes.items())
     if stack is None:
         stack = STACKS.get(board.name, STACK)

@@ -71,7 +71,7 @@ def flash(built: Firmware) -> dict[str, Any]:
             group = _group(source, symbol.name)
             groups[group] += symbol.size
         symbols.append({"name": symbol.name, "section": symbol.section, "part": group, "file": source, "bytes": symbol.size})
-    by_section = {label: 0 for label in FLASHED.values()}
+    by_section = dict.fromkeys(FLASHED.values(), 0)
     for name, label in FLASHED.items():
         by_section[label] += sizes.get(name, 0)
     library = sum(groups.values())
@@ -85,7 +85,7 @@ def sram(built: Firmware, done: Session, bounds: Bounds) -> dict[str, Any]:
     Raises VerifyError if arena or cache are not what was promised, or the stack passed its bound.
     """
     sizes = sections(built)
-    by_section = {label: 0 for label in SRAM.values()}
+    by_section = dict.fromkeys(SRAM.values(), 0)
     for name, label in SRAM.items():
         by_section[label] += sizes.get(name, 0)
     cache = 0 if built.schedule in ("streamed", "installed") else built.plan.cache

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reference import ecg
 
 from pyhtpw.errors import ConfigError, DataError
 from pyhtpw.evaluate import probabilities
 from pyhtpw.model import Image
 from pyhtpw.target import firmware, measure, session
 from pyhtpw.target.firmware import Board, Settings
+from reference import ecg
 
 APPLICATION = ("ecg_monitor/monitor.c", "ecg_monitor/ecg_front.c")
 UNITS_PER_MV, ZERO = 200, 1024

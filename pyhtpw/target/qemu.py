@@ -480,7 +480,7 @@ class Listing:
         last = kinds[-1] if kinds else ""
         return Counter(kinds), cycles, last in ("branch", "loop_end", "loop_start") or "pc" in code[-1][1]
 
-    @functools.cache
+    @functools.cache  # noqa: B019 - there is one for each program
     def moved(self, start: int, end: int) -> int:
         """Registers that loads and stores of several move, from start to end."""
         return sum(registers_moved(*self._code[address]) for address in range(start, end, 2) if address in self._code)

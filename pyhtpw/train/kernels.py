@@ -253,17 +253,19 @@ def _multiply_add(out, x, step, w):
 
 @_serial
 def _correlate(dw, x, step, dy):
-    """dw (K,W) += x[k*step : k*step + m] * dy (m,), m <= W, three taps at a time."""
+    """dw (K,W) += x[k*step : k*step + m] * dy (m,), m <= W.
+
+    Two taps at a time: with three there are more pairs of arrays that might overlap than the compiler cares to check.
+    """
     m = dy.size
     taps = dw.shape[0]
-    for k in range(0, taps - 2, 3):
-        x0, x1, x2 = x[k * step :], x[(k + 1) * step :], x[(k + 2) * step :]
-        d0, d1, d2 = dw[k], dw[k + 1], dw[k + 2]
+    for k in range(0, taps - 1, 2):
+        x0, x1 = x[k * step :], x[(k + 1) * step :]
+        d0, d1 = dw[k], dw[k + 1]
         for j in range(m):
             d0[j] += x0[j] * dy[j]
             d1[j] += x1[j] * dy[j]
-            d2[j] += x2[j] * dy[j]
-    for k in range(taps - taps % 3, taps):
+    for k in range(taps - taps % 2, taps):
         x0, d0 = x[k * step :], dw[k]
         for j in range(m):
             d0[j] += x0[j] * dy[j]
@@ -291,7 +293,7 @@ def _tap_tiles(w, stride, backwards):
 @_serial
 def _depthwise_run(x, w, y, stride, left):
     """y (n,O,C) = depthwise convolution of x (n,T,C) with w (K,C)."""
-    windows, steps, channels = x.shape
+    windows, _, channels = x.shape
     outs = y.shape[1]
     planes = np.empty((stride, outs + (w.shape[0] - 1) // stride, channels), x.dtype)
     tiles, counts = _tap_tiles(w, stride, False)
@@ -430,22 +432,25 @@ def _affine_run(y, scale, shift, relu, out):
 
 
 @_serial
-def _norm_sums_run(dout, out, y, mean, relu, dz, sums):
-    """dz (r,C) = dout behind the ReLU; sums (2,C) = over the rows, dz and dz*(y - mean)."""
+def _norm_sums_run(dout, out, y, mean, relu, sums):
+    """out (r,C) becomes dz = dout behind the ReLU; sums (2,C) = over the rows, dz and dz*(y - mean).
+
+    One array under one name: where two names might be one place, the compiler would not take several values at once.
+    """
     rows, channels = y.shape
     size = rows * channels
     reps = _reps(channels)
     width = reps * channels
-    douts, outs, ys, dzs = dout.reshape(size), out.reshape(size), y.reshape(size), dz.reshape(size)
+    douts, dzs, ys = dout.reshape(size), out.reshape(size), y.reshape(size)
     means = _tile(mean, reps)
     first, second = np.zeros(width, y.dtype), np.zeros(width, y.dtype)
     zero = y.dtype.type(0)
     for start in range(0, size, width):
-        of, some, to = ys[start : start + width], douts[start : start + width], dzs[start : start + width]
+        some, to, of = douts[start : start + width], dzs[start : start + width], ys[start : start + width]
         if relu:
-            after = outs[start : start + width]
             for j in range(some.size):
-                to[j] = some[j] if after[j] > zero else zero
+                d = some[j]
+                to[j] = d if to[j] > zero else zero
         else:
             for j in range(some.size):
                 to[j] = some[j]
@@ -495,8 +500,8 @@ def norm_forward(y, scale, shift, relu, out):
 
 
 @_parallel
-def norm_backward_sums(dout, out, y, mean, relu, dz, sums_runs):
-    """First half of the backward pass: dz (N,O,C) and, per run, the two sums of `_norm_sums_run`."""
+def norm_backward_sums(dout, out, y, mean, relu, sums_runs):
+    """First half of the backward pass: out (N,O,C) becomes dz and, per run, the two sums of `_norm_sums_run`."""
     windows, outs, channels = y.shape
     runs = min(windows, CHUNKS)
     for c in prange(runs):
@@ -504,8 +509,7 @@ def norm_backward_sums(dout, out, y, mean, relu, dz, sums_runs):
         hi = (c + 1) * windows // runs
         shape = ((hi - lo) * outs, channels)
         _norm_sums_run(
-            dout[lo:hi].reshape(shape), out[lo:hi].reshape(shape), y[lo:hi].reshape(shape),
-            mean, relu, dz[lo:hi].reshape(shape), sums_runs[c],
+            dout[lo:hi].reshape(shape), out[lo:hi].reshape(shape), y[lo:hi].reshape(shape), mean, relu, sums_runs[c]
         )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ class Convolution(Layer):
     def backward(self, dy, params, grads, need):
         """dy (N,O,C) -> dx (N,T,I); the kernel's gradient is summed over the runs in their order."""
         node, x = self.node, self._x
-        windows, outs, channels = dy.shape
+        windows, outs, _ = dy.shape
         weight = params[f"{node.name}.weight"].reshape(node.cout, -1)
         cols = self._columns(windows, outs, x.shape[2])
         dw_runs = self._lend(K.chunk_count(windows), *weight.shape)
@@ -182,7 +182,7 @@ class BatchNorm(Layer):
         dz = self._out  # has served: whoever read it has been through its backward pass
         sums_runs = self._lend(K.chunk_count(windows), 2, channels)
         mean = self._mean.astype(y.dtype)
-        K.norm_backward_sums(dy, self._out, y, mean, self.node.relu, dz, sums_runs)
+        K.norm_backward_sums(dy, dz, y, mean, self.node.relu, sums_runs)
         total, product = sums_runs.sum(axis=0, dtype=np.float64)
         # The kernel summed with the rounded mean; what that shifts the product by is known exactly.
         product -= total * (self._mean - mean)
@@ -242,7 +242,7 @@ class FrozenNorm(Layer):
         dz = self._out
         sums_runs = self._lend(K.chunk_count(len(dy)), 2, channels)
         mean = params[f"{name}.mean"].astype(dy.dtype)
-        K.norm_backward_sums(dy, self._out, self._y, mean, self.node.relu, dz, sums_runs)
+        K.norm_backward_sums(dy, dz, self._y, mean, self.node.relu, sums_runs)
         total, product = sums_runs.sum(axis=0, dtype=np.float64)
         grads[f"{name}.gamma"][:] = product * self._inverse
         grads[f"{name}.beta"][:] = total

@@ -24,12 +24,13 @@
 extern const struct htpw_backend htpw_backend_armv7em_dsp, htpw_backend_armv7em_dsp_wide;
 
 #define HTPW_DSP_INLINE static inline __attribute__((always_inline))
-#if HTPW_WITH(UNROLL)
-#define HTPW_DSP_SHORT __attribute__((noinline))
+#if HTPW_WITH(UNROLL) /* compilers copy these to where they are called */
+#define HTPW_DSP_SHORT
+#define HTPW_DSP_ONCE static
 #else
 #define HTPW_DSP_SHORT __attribute__((cold, noinline)) /* what is done around assembly, not for every output: made small */
-#endif
 #define HTPW_DSP_ONCE static __attribute__((noinline)) /* one copy for all who call it */
+#endif
 
 /* A word at any address; Armv7-M loads and stores it with one instruction. */
 struct htpw_dsp_word {

@@ -180,8 +180,14 @@ static uint32_t htpw_dsp_max4(const struct htpw_dsp_cells *c, int32_t o) {
     return top;
 }
 
+#if HTPW_WITH(UNROLL)
+#define HTPW_DSP_POOL HTPW_DSP_INLINE
+#else
+#define HTPW_DSP_POOL HTPW_DSP_SHORT static
+#endif
+
 /* All windows; g->in_c >= 4. */
-HTPW_DSP_SHORT static void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
+HTPW_DSP_POOL void htpw_dsp_pool(const struct htpw_window *g, int32_t act_min, int32_t act_max, const int8_t *x,
                                    int8_t *y, uint32_t (*reduce)(const struct htpw_dsp_cells *c, int32_t o)) {
     const struct htpw_dsp_output k = {NULL, (uint8_t)act_min * UINT32_C(0x01010101),
                                       (uint8_t)act_max * UINT32_C(0x01010101), 1, act_min == -128 && act_max == 127};
