@@ -99,6 +99,9 @@ def test_each_kind_is_read(folder):
     assert any("test: a training never scores it" in line for line in run.report["not_run"]) and "curves.png: no matplotlib" in run.report["not_run"]
     assert result.image is None and result.report["cortex_m4"]["inference_instructions"] == 3 and result.report["curves"]["test"]["positives"] == 20
     assert load(folder / "demo" / "report.json").report == demo.report
+    logged = {**result.report, "test_evaluations": 4}
+    assert "Evaluations of test, this one included: 4." in tables.result(logged).note
+    assert "Evaluations of test in the log x.jsonl, this one included: 4." in tables.result({**logged, "test_log": "x.jsonl"}).note
 
 
 def test_an_image_of_another_size_is_not_the_demos(folder, tmp_path):
