@@ -132,7 +132,8 @@ def render(sources: Sequence[Source], told: Sequence[Told] | None = None) -> str
         svg = {name: raw(text) for name, text in figures.svg(source, prefix).items()}
         kernels = [name for name in svg if name.startswith("kernel-")]
         made = sum(op.generated for op in source.image.parsed.ops) if source.image is not None else 0
-        views.append({**_view(source), "figures": svg, "kernels": kernels, "undrawn": made - len(kernels), "id": prefix, "told": by_section.get(f"{prefix}browser")})
+        own = {"figures": svg, "kernels": kernels, "undrawn": made - len(kernels), "id": prefix}
+        views.append({**_view(source), **own, "told": by_section.get(f"{prefix}browser")})
     several = len(sources) > 1
     return environment.get_template("report.html.j2").render(
         views=views, several=several, style=raw(_text("report.css")), script=raw(script), data=raw(data), policy=raw(policy),
