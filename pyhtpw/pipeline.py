@@ -35,6 +35,7 @@ from pyhtpw.quant import quantise
 from pyhtpw.quant.quantise import with_threshold
 from pyhtpw.quant.store import save_model
 from pyhtpw.recipes import Recipe
+from pyhtpw.report.curves import of_split, wrong
 from pyhtpw.train import TrainConfig, TrainResult, train
 from pyhtpw.verify import TARGET_WINDOWS, X86_WINDOWS, Emulated, Native, Numpy, Pair, compare
 
@@ -420,6 +421,8 @@ def demo(
         "test_notes": tested.notes,
         "test_evaluations": tested.evaluations,
         "test_log": str(log),
+        "curves": _curves(p_val, data, tested),
+        "wrong": wrong(image, p_val, data, quantised.threshold),
         "cortex_m4": verification.cortex_m4,
         "not_run": verification.not_run,
     }
@@ -427,6 +430,13 @@ def demo(
     save_model(quantised.model, out / INTEGER)
     write_report(report, out)
     return report
+
+
+def _curves(p_val: np.ndarray, data: Dataset, tested: Tested) -> dict[str, Any]:
+    """Curves of validation and test, with intervals, of two classes; {} with more."""
+    same = data.description.get("same_person", {})
+    found = {"validation": of_split(p_val, data.val, same), "test": of_split(tested.p, tested.split, same)}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def name_layers(account: dict, model: IntegerModel) -> dict:
@@ -441,11 +451,12 @@ def name_layers(account: dict, model: IntegerModel) -> dict:
 
 
 def write_report(report: dict, out: Path) -> None:
-    """report.json and report.html in `out`, each whole or not at all."""
-    from pyhtpw.report import write_html
+    """report.json and report.html in `out`, each whole or not at all; the page is what `pyhtpw report OUT` writes again."""
+    from pyhtpw.report.html import write_page
+    from pyhtpw.report.sources import load
 
     save((json.dumps(report, indent=1) + "\n").encode(), out / REPORT)
-    write_html(report, out / HTML)
+    write_page([load(out)], out / HTML)
 
 
 def repack(path: Path, model: IntegerModel) -> Image:

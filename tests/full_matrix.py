@@ -4,6 +4,7 @@ A row is PASS, FAIL or NOT RUN with a reason; the exit status is 1 if any row fa
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -283,6 +284,16 @@ def monitored(record: str) -> str:
     return f"{found['decisions']} decisions, 0 differ"
 
 
+def in_browser() -> str:
+    """Every golden image, and one with all operators, as WebAssembly under node and in Chromium, against this machine."""
+    need("node")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", os.environ.get("HTPW_CHROMIUM") or "chrome"))):
+        raise NotRun("no Chromium is installed")
+    if importlib.util.find_spec("ziglang") is None:
+        raise NotRun("the ziglang wheel is not installed")
+    return suite("tests/test_report_browser.py")
+
+
 def rows(deep: bool):
     """(name, function) of every row."""
     data = os.environ.get("HTPW_DATA")
@@ -310,6 +321,7 @@ def rows(deep: bool):
             yield f"warnings gcc -O2 {define}", lambda d=define: warnings("gcc", "-O2", d)
             if name.startswith("x86"):
                 yield f"C tests gcc -O2 {define}", lambda d=define: built(f"-O2 {d}")
+    yield "telling in the browser (WebAssembly)", in_browser
     yield "header from C++", cxx_header
     yield "distributions", distributions
     yield "mypy", lambda: checked("mypy", "--python-executable", sys.executable)

@@ -16,13 +16,13 @@ import pytest
 from rich.console import Console
 
 from pyhtpw.errors import ConfigError, ToolError
-from pyhtpw.report import plots, print_bill, print_report, tables, write_html, write_png
+from pyhtpw.report import figures, print_bill, print_report, tables, write_html, write_png
 from pyhtpw.report.files import write_atomically
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-FIGURES = ("learning", "roc", "layers", "image")
+FIGURES = ("learning", "roc", "confusion", "layers", "image")
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 HOSTILE = "<script>alert('x')</script> & \"[red]$\\frac{"
 
@@ -150,7 +150,7 @@ def test_html_has_every_figure_and_number(tmp_path):
     assert parsed.tags["svg"] == len(FIGURES)
     labels = [value for tag, key, value in parsed.attributes if (tag, key) == ("svg", "aria-label")]
     for figure, words in zip(
-        FIGURES, ("Learning curve to step 300", "ROC curve", "Bytes per generated layer", "whole image")
+        FIGURES, ("Learning curve to step 300", "ROC curve", "Confusion matrix on test", "Bytes per generated layer", "whole image")
     ):
         assert any(words in label for label in labels), figure
     assert "sensitivity 0.803, false positive rate 0.014" in parsed.text  # 672/837, 166/11508
@@ -194,7 +194,7 @@ def test_banner_if_and_only_if_synthetic(change, expected, tmp_path):
     parsed, text = page(report, tmp_path)
     assert ("SYNTHETIC DATA." in parsed.text) is expected and ('class="banner"' in text) is expected
     assert (text.count('class="badge">') >= 6) is expected and ('class="badge">' in text) is expected
-    assert all(("SYNTHETIC DATA" in svg) is expected for svg in plots.svg(report).values())
+    assert all(("SYNTHETIC DATA" in svg) is expected for svg in figures.svg(figures.of_report(report)).values())
     assert ("SYNTHETIC DATA" in shown(report, 80)) is expected
 
 
@@ -220,7 +220,7 @@ def test_same_report_same_bytes(tmp_path):
         page(copy.deepcopy(full()), tmp_path)
         assert matplotlib.rcParams["font.size"] == 20  # the caller's settings stay his
     assert (tmp_path / "report.html").read_bytes() == first
-    assert plots.png(full()) == plots.png(full())
+    assert figures.files([figures.of_report(full())]) == figures.files([figures.of_report(full())])
 
 
 def test_png_files(tmp_path):
@@ -273,7 +273,7 @@ def test_terminal_needs_neither_matplotlib_nor_jinja2():
 
 def test_pyplot_is_not_loaded():
     code = (
-        "import sys; from pyhtpw.report import plots; plots.svg({}); plots.png({}); "
+        "import sys; from pyhtpw.report import figures as f; f.svg(f.of_report({})); f.files([f.of_report({})]); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
@@ -356,7 +356,7 @@ def test_costs_more_is_flagged_wherever_it_holds(tmp_path):
     assert report["generated"]["pw2"]["costs_more_than_storing"] == ["2"]
     parsed, _ = page(report, tmp_path)
     assert "costs more than storing at 2 bits" in parsed.text and "Costs more than storing: pw2" in parsed.text
-    assert "costs more than storing at 2 bits" in plots.svg(report)["layers"]
+    assert "costs more than storing at 2 bits" in figures.svg(figures.of_report(report))["layers"]
     report["generated_total"]["costs_more_than_storing"] = ["8", "4", "2"]
     assert "stored plainly at 8, 4 and 2 bits" in page(report, tmp_path)[0].text
     for row in (*report["generated"].values(), report["generated_total"]):

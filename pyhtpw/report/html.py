@@ -1,20 +1,26 @@
-"""The report as one HTML file that needs no script and no network, and its plots as PNG files."""
+"""The report as one HTML file that needs no network, and no script for anything but the browser's telling; its plots as files."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyhtpw.report import plots, tables
+from pyhtpw.report import architecture, compare, figures, tables
 from pyhtpw.report.files import missing, write_atomically
+from pyhtpw.report.sources import Source
 
-_TEMPLATE = "report.html.j2"
+if TYPE_CHECKING:
+    from pyhtpw.model import Image
+    from pyhtpw.report.browser import Told
 
 
-def write_html(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def write_html(report: Mapping[str, Any], path: str | os.PathLike[str], image: Image | None = None) -> None:
     """Writes the report as one self-contained HTML file; the same report gives the same bytes.
 
     Parameters
@@ -23,6 +29,8 @@ def write_html(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         What is in ``report.json``. A key that is missing or None is shown as not run.
     path : path
         Its folder is made if need be. The file is replaced in one step.
+    image : Image, optional
+        The report's image: its layers and kernels are then drawn too.
 
     Raises
     ------
@@ -31,11 +39,31 @@ def write_html(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     ToolError
         jinja2 or matplotlib is not installed.
     """
-    write_atomically(path, render(report).encode())
+    source = figures.of_report(report)
+    write_page([Source(source.label, source.kind, source.path, report, image)], path)
+
+
+def write_page(sources: Sequence[Source], path: str | os.PathLike[str], told: Sequence[Told] | None = None) -> None:
+    """Writes one page of one or several sources side by side.
+
+    Parameters
+    ----------
+    sources : one or more
+    path : path
+        As `write_html`.
+    told : sequence of Told, optional
+        What the page's script runs and compares (`pyhtpw.report.browser.host`, with ids of `section_ids`); without it there is no script.
+
+    Raises
+    ------
+    ConfigError, ToolError
+        As `write_html`; with `told` also if the library cannot be compiled to WebAssembly.
+    """
+    write_atomically(path, render(sources, told).encode())
 
 
 def write_png(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes the report's plots as ``learning.png``, ``roc.png``, ``layers.png`` and ``image.png``.
+    """Writes the report's plots as ``learning.png``, ``roc.png``, ``layers.png`` and so on.
 
     Parameters
     ----------
@@ -54,29 +82,71 @@ def write_png(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> list
     ToolError
         matplotlib is not installed.
     """
-    files = {Path(folder) / f"{name}.png": data for name, data in plots.png(report).items()}
-    for path, data in files.items():
-        write_atomically(path, data)
-    return list(files)
+    return write_plots([figures.of_report(report)], folder, ("png",))
 
 
-def render(report: Mapping[str, Any]) -> str:
+def write_plots(sources: Sequence[Source], folder: str | os.PathLike[str], kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Writes every figure of sources into a folder, of several each into a folder of its own; the files. Errors as `write_png`."""
+    written = []
+    for name, data in figures.files(sources, kinds).items():
+        written.append(Path(folder) / name)
+        write_atomically(written[-1], data)
+    return written
+
+
+def section_ids(sources: Sequence[Source]) -> list[str]:
+    """Id of each source's section for the browser's telling."""
+    return [f"{prefix}browser" for prefix in _prefixes(sources)]
+
+
+def _prefixes(sources: Sequence[Source]) -> list[str]:
+    return [""] if len(sources) == 1 else [f"s{i}-" for i in range(1, len(sources) + 1)]
+
+
+def _text(name: str) -> str:
+    return resources.files("pyhtpw.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def render(sources: Sequence[Source], told: Sequence[Told] | None = None) -> str:
     """The page as text."""
     try:
         import jinja2
         import markupsafe
     except ImportError as error:
         raise missing("jinja2", error) from error
-    source = resources.files("pyhtpw.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text)
     )
-    figures = {name: markupsafe.Markup(svg) for name, svg in plots.svg(report).items()}
-    return environment.from_string(source).render(figures=figures, **_view(report))
+    raw = markupsafe.Markup
+    script, data, policy = "", "", "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    if told:
+        from pyhtpw.report import browser
+
+        script = browser.script()
+        data = json.dumps(browser.embed(told)).replace("<", "\\u003c")  # so that no name ends the element
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}' 'wasm-unsafe-eval'"
+    by_section = {each.data["section"]: each for each in told or ()}
+    views = []
+    for source, prefix in zip(sources, _prefixes(sources), strict=True):
+        svg = {name: raw(text) for name, text in figures.svg(source, prefix).items()}
+        kernels = [name for name in svg if name.startswith("kernel-")]
+        made = sum(op.generated for op in source.image.parsed.ops) if source.image is not None else 0
+        own = {"figures": svg, "kernels": kernels, "undrawn": made - len(kernels), "id": prefix}
+        views.append({**_view(source), **own, "told": by_section.get(f"{prefix}browser")})
+    several = len(sources) > 1
+    return environment.get_template("report.html.j2").render(
+        views=views, several=several, style=raw(_text("report.css")), script=raw(script), data=raw(data), policy=raw(policy),
+        title=f"{len(sources)} sources side by side" if several else views[0]["title"], synthetic=any(view["synthetic"] for view in views),
+        side_by_side=compare.table(sources) if several else None,
+        shared={name: raw(text) for name, text in figures.together(sources).items()},
+        pareto_note=compare.pareto_note(sources),
+    )  # fmt: skip
 
 
-def _view(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the template shows, as finished text and tables."""
+def _view(source: Source) -> dict[str, Any]:
+    """Everything that the template shows of a source, as finished text and tables."""
+    report = source.report
     names = (
         "result",
         "confusion",
@@ -105,7 +175,9 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "classes": report.get("classes"),
     }
     return {
-        "table": {name: getattr(tables, name)(report) for name in names},
+        "table": {**{name: getattr(tables, name)(report) for name in names}, "architecture": architecture.table(source)},
+        "label": tables.clean(source.label),
+        "kind": source.kind,
         "title": tables.text(network.get("name"), "unnamed network"),
         "synthetic": tables.is_synthetic(report),
         "cards": _cards(report),
@@ -123,8 +195,33 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": tables.verdict(report)[0],
         "nothing_generated": report.get("generated") == {},
         "not_run": None if report.get("not_run") is None else tables.lines(report["not_run"]),
-        "absent": tables.NOT_RUN,
+        "wrong": _wrong_words(report),
+        "bands": _bands(report),
     }  # fmt: skip
+
+
+def _wrong_words(report: Mapping[str, Any]) -> str:
+    """How many validation windows were decided wrong."""
+    found = report.get("wrong") or {}
+    if tables.integer(found.get("wrong")) is None:
+        return ""
+    return (f"{tables.whole(found['wrong'])} of {tables.whole(found.get('scored'))} scored validation windows were decided wrong; the most "
+            "confident of each class are drawn, as the int8 samples that the network saw. Windows of test are not shown: nobody is to "
+            "learn from them.")  # fmt: skip
+
+
+def _bands(report: Mapping[str, Any]) -> list[str]:
+    """How the intervals of the curves were made, or why there are none."""
+    out = []
+    for split, row in (report.get("curves") or {}).items():
+        if not isinstance(row, Mapping):
+            continue
+        n, positives, clusters = (tables.whole(row.get(key)) for key in ("n", "positives", "clusters"))
+        words = f"{tables.clean(split)}: {n} windows, {positives} positive, {clusters} people or records"
+        if row.get("resamples"):
+            words += f"; 95 % intervals, pointwise, from {tables.whole(row['resamples'])} resamples of whole people or records"
+        out.append(words + (f"; {tables.clean(row['no_band'])}" if row.get("no_band") else "") + ".")
+    return out
 
 
 def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:

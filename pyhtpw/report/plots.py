@@ -1,4 +1,4 @@
-"""The figures of a report: learning curve, ROC, bytes per generated layer, bytes of the whole image.
+"""What all figures share, and those of bytes and of the training: learning curve, bytes per generated layer, bytes of the whole image.
 
 Drawn with matplotlib's Agg and SVG canvases; pyplot is never loaded and the caller's matplotlib settings neither matter nor
 change. The same report gives the same bytes. Colours are those of Okabe and Ito, which the colour-blind can tell apart, and
@@ -145,37 +145,6 @@ def _operating_point(report: Mapping[str, Any]) -> tuple[float, float] | None:
     return (fp / (tn + fp), tp / (fn + tp)) if tn + fp and fn + tp else None
 
 
-def roc(report: Mapping[str, Any]) -> Plot | None:
-    """ROC curve of test, with the operating point."""
-    fpr, tpr = (tables.get(report, "test", "roc", key) or [] for key in ("fpr", "tpr"))
-    if not fpr or len(fpr) != len(tpr) or any(tables.number(v) is None for v in (*fpr, *tpr)):
-        return None
-    figure, (axes,) = _figure(5.0, 4.6)
-    auc = tables.number(tables.get(report, "test", "auc"))
-    name = "test" if auc is None else f"test, area {auc:.3f}"
-    axes.plot([0, 1], [0, 1], ":", color=MUTED, linewidth=1, label="chance")
-    axes.plot(fpr, tpr, color=BLUE, label=name)
-    alt = f"ROC curve, {name}"
-    point = _operating_point(report)
-    if point is not None:
-        label = f"t* = {tables.threshold(report)}: sensitivity {point[1]:.3f},\nfalse positive rate {point[0]:.3f}"
-        axes.plot(
-            *point, "D", color=VERMILLION, markeredgecolor="white", markersize=8, label=label, clip_on=False, zorder=5
-        )
-        alt += "; operating point " + label.replace("\n", " ")
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1.005),
-        aspect="equal",
-        title="ROC on test",
-        xlabel="false positive rate",
-        ylabel="sensitivity",
-    )
-    _mark(axes, report)
-    axes.legend(loc="lower right")
-    return Plot(figure, alt + ".")
-
-
 def layer_rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The generated layers that have figures."""
     return {
@@ -305,39 +274,29 @@ def draw_image(
     return f"Bytes of the whole image: {'; '.join(said)}. Sections of this image: {', '.join(parts)}."
 
 
-FIGURES = {"learning": learning, "roc": roc, "layers": layers, "image": image}
-
-
-def svg(report: Mapping[str, Any]) -> dict[str, str]:
-    """Every figure that the report has data for, as SVG elements that can stand together in one HTML page."""
-    with style():
-        drawn = {name: draw(report) for name, draw in FIGURES.items()}
-        return {name: _inline(plot, name) for name, plot in drawn.items() if plot}
-
-
-def png(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Every figure that the report has data for, as PNG files."""
-    found = {}
-    with style():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        for name, draw in FIGURES.items():
-            plot = draw(report)
-            if plot:
-                out, canvas = io.BytesIO(), FigureCanvasAgg(plot.figure)
-                plot.figure.set_dpi(DPI)
-                canvas.print_png(out, metadata={"Software": None, "Description": plot.alt})
-                found[name] = out.getvalue()
-    return found
-
-
-def _inline(plot: Plot, name: str) -> str:
-    """matplotlib's SVG document as an element of a page: no prolog, metadata, style sheet, namespaces or clashing ids."""
+def document(plot: Plot, title: bool = False) -> bytes:
+    """A figure as an SVG file; the same figure gives the same bytes. With `title` it says in words what it shows."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.BytesIO()
-    FigureCanvasSVG(plot.figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(out.getvalue())
+    said = {"Title": plot.alt} if title else {}
+    FigureCanvasSVG(plot.figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None, **said})
+    return out.getvalue()
+
+
+def picture(plot: Plot) -> bytes:
+    """A figure as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    out, canvas = io.BytesIO(), FigureCanvasAgg(plot.figure)
+    plot.figure.set_dpi(DPI)
+    canvas.print_png(out, metadata={"Software": None, "Description": plot.alt})
+    return out.getvalue()
+
+
+def inline(plot: Plot, name: str) -> str:
+    """matplotlib's SVG document as an element of a page: no prolog, metadata, style sheet, namespaces or clashing ids."""
+    root = ElementTree.fromstring(document(plot))
     for parent in root.iter():
         for child in [c for c in parent if c.tag.rpartition("}")[2] in ("metadata", "style")]:
             parent.remove(child)
@@ -349,7 +308,7 @@ def _inline(plot: Plot, name: str) -> str:
             del attributes["id"]  # nothing refers to groups, and every figure has the same
         if "id" in attributes:
             attributes["id"] = f"{name}-{attributes['id']}"
-        if "href" in attributes:
+        if attributes.get("href", "").startswith("#"):  # others are pictures in the figure, as data
             attributes["href"] = "#" + name + "-" + attributes["href"].lstrip("#")
         if "clip-path" in attributes:
             attributes["clip-path"] = attributes["clip-path"].replace("url(#", f"url(#{name}-")

@@ -175,7 +175,8 @@ def result(report: Mapping[str, Any]) -> Table | None:
             rows.append(Row((label, whole(test.get(key)), whole(validation.get(key)))))
     note = "t* was chosen on validation and then applied to test." if test and validation and not is_multiclass(report) else ""
     if integer(report.get("test_evaluations")) is not None:
-        note += f" Evaluations of test in the log {clean(report.get('test_log'))}, this one included: {whole(report['test_evaluations'])}."
+        log = f" in the log {clean(report['test_log'])}" if report.get("test_log") else ""
+        note += f" Evaluations of test{log}, this one included: {whole(report['test_evaluations'])}."
     return Table(
         "Result, the largest logit decides" if is_multiclass(report) else f"Result {operating_point(report)}",
         (Column("Measure", False), Column("Test"), Column("Validation")),

@@ -6,7 +6,7 @@ table is too wide its spare columns go first; then every row becomes a small lis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import Box
@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from pyhtpw.report import architecture, compare, tables
 from pyhtpw.report import bill as own
-from pyhtpw.report import tables
+from pyhtpw.report.sources import Source
 from pyhtpw.report.tables import Table
 
 _RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # a rule under the headings and above a sum
@@ -59,6 +60,21 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
         _line(console, "The report does not state what was left out.")
     for line in tables.lines(left_out) or ([] if left_out is None else ["Nothing was left out."]):
         _line(console, f"- {line}" if left_out else line)
+
+
+def print_sources(sources: Sequence[Source], console: Console | None = None) -> None:
+    """Prints sources: of several first what they have in common, side by side; of each its report and its layers."""
+    console = console or Console()
+    if len(sources) > 1:
+        _table(console, compare.table(sources))
+    for source in sources:
+        if len(sources) > 1:
+            console.print()
+            _line(console, f"== {tables.clean(source.label)} ==", "bold")
+        print_report(source.report, console)
+        layers = architecture.table(source)
+        if layers is not None:
+            _table(console, layers)
 
 
 def print_bill(bill: Mapping[str, Any], console: Console | None = None) -> None:
