@@ -5,6 +5,7 @@
 # make test-all  the full matrix (compilers, optimisation levels, sanitizers, emulated CPUs) -> results/test-all.json
 # make fuzz   libFuzzer targets for image, code packs and the Python readers, FUZZ_SECONDS each; findings stay in build/fuzz/crashes
 # make coverage  lines and branches of csrc/ that the C tests reach -> results/coverage.json
+# make docs   the site, without a warning -> build/site/index.html
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -15,7 +16,7 @@ FUZZ_SECONDS ?= 600
 JOBS    ?= 1
 C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/backends/*/*.[ch])
 
-.PHONY: setup demo test test-all test-sanitize fuzz coverage clean
+.PHONY: setup demo test test-all test-sanitize fuzz coverage docs clean
 
 setup: $(VENV)/.built
 
@@ -45,6 +46,11 @@ fuzz: setup
 
 coverage: setup
 	@$(PYTHON) tests/csrc_coverage.py --json results/coverage.json
+
+docs: setup
+	@$(PYTHON) docs/make_commands.py --check
+	@$(PYTHON) -m sphinx -W --keep-going -q -b html -d build/site-trees docs build/site
+	@echo build/site/index.html
 
 clean:
 	rm -rf build out $(VENV) *.egg-info pyhtpw/*.so pyhtpw/_htpw.c

@@ -34,6 +34,14 @@ def outside(text: str, here: Path) -> str:
     return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", path, text)
 
 
+def table(app, what, name, thing, options, lines: list[str]) -> None:
+    """The lines Shapes, Range, Errors and Source of a kernel's docstring are a table as they stand."""
+    start = next((i for i, line in enumerate(lines) if line.startswith("Shapes ")), None)
+    if name.startswith("pyhtpw.kernels.") and start is not None:
+        lines[start:] = ["::", "", *("    " + line for line in lines[start:]), ""]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", table)
     app.connect("source-read", lambda app, name, source: source.__setitem__(0, outside(source[0], ROOT / "docs")))
     app.connect("include-read", lambda app, path, parent, source: source.__setitem__(0, outside(source[0], (ROOT / "docs" / path).parent)))
