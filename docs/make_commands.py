@@ -16,7 +16,8 @@ from pyhtpw.cli.examples import EXAMPLES
 PAGE = Path(__file__).resolve().parent / "commands.md"
 HEAD = """# Commands
 
-Made by `docs/make_commands.py` from the command line; `pyhtpw COMMAND --help` says the same. What the exit status means: [Exit codes](exit-codes.md).
+Made by `docs/make_commands.py` from the command line; `pyhtpw COMMAND --help` says the same.
+What the exit status means: [Exit codes](exit-codes.md).
 """
 
 
@@ -59,5 +60,6 @@ def page() -> str:
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(0 if PAGE.is_file() and page() == PAGE.read_text() else "docs/commands.md is out of date: run python docs/make_commands.py")
+        is_current = PAGE.is_file() and page() == PAGE.read_text()
+        sys.exit(0 if is_current else "docs/commands.md is out of date: run python docs/make_commands.py")
     PAGE.write_text(page())

@@ -60,7 +60,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "pyhtpw target run model.htpw --all-boards --schedule boot --opt -Os",
         "pyhtpw target run base.htpw --codes codes.htpc --cut 0",
     ),
-    "target report": ("pyhtpw target report model.htpw --html report.html", "pyhtpw target report model.htpw --constants costs.toml --json"),
+    "target report": (
+        "pyhtpw target report model.htpw --html report.html",
+        "pyhtpw target report model.htpw --constants costs.toml --json",
+    ),
     "target monitor": (
         "pyhtpw target monitor model.htpw",
         "pyhtpw target monitor model.htpw --data-dir ~/mitdb --record 200 --seconds 60",
