@@ -7,6 +7,7 @@
 # make results  every run of the declared experiments that is not done, then tables and figures; RESULTS_FLAGS=--dry-run prints the hours.
 #              PLANS=results/plan/x.toml for some of them; DATA_DIR=<folder> has the data sets' folders
 # make coverage  lines and branches of csrc/ that the C tests reach -> results/coverage.json
+# make docs   the site, without a warning -> build/site/index.html
 
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
@@ -18,7 +19,7 @@ JOBS    ?= 1
 PLANS   ?= $(wildcard results/plan/*.toml)
 C_FILES := $(wildcard csrc/*.[ch] csrc/*/*.[ch] csrc/backends/*/*.[ch])
 
-.PHONY: setup demo test test-all test-sanitize fuzz coverage results clean
+.PHONY: setup demo test test-all test-sanitize fuzz coverage docs results clean
 
 setup: $(VENV)/.built
 
@@ -54,6 +55,11 @@ results: setup
 	    $(PYTHON) -m pyhtpw results run $$plan $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --jobs $(JOBS) $(RESULTS_FLAGS) || exit $$?; \
 	    case "$(RESULTS_FLAGS)" in *--dry-run*|*--validation-only*) ;; *) $(PYTHON) -m pyhtpw results table $$plan || exit $$?;; esac; \
 	done
+
+docs: setup
+	@$(PYTHON) docs/make_commands.py --check
+	@$(PYTHON) -m sphinx -W --keep-going -q -b html -d build/site-trees docs build/site
+	@echo build/site/index.html
 
 clean:
 	rm -rf build out $(VENV) *.egg-info pyhtpw/*.so pyhtpw/_htpw.c

@@ -32,6 +32,7 @@ KERNELS = [
 def table() -> str:
     """The table, in Markdown, of the run in results/mitdb-first.json."""
     r = json.loads((ROOT / "results" / "mitdb-first.json").read_text())
+    peer = next(row for row in json.loads((ROOT / "results" / "network.json").read_text())["rows"] if row["cpu"] == "cortex-m4")
     m4, plain, test, total = r["cortex_m4"], r["whole_image_if_stored"], r["test"], r["generated_total"]
     rows = [
         ("image, every byte", f"{r['image_bytes']:,} B", "size of the file; with the same kernels stored at 8 / 4 / 2 bits: "
@@ -47,6 +48,9 @@ def table() -> str:
          f"gcc {m4['flags']}, backend `{m4['backend']}`"),
         ("Cortex-M4: one inference", f"{m4['inference_instructions']:,} instructions",
          f"same; {r['network']['macs']:,} multiply-accumulates"),
+        ("Cortex-M4: whole network beside CMSIS-NN", f"{peer['instructions_ratio']:.2f} of its instructions",
+         f"counted under QEMU, {peer['ours']['instructions']:,} against {peer['peer']['instructions']:,}; estimated cycles "
+         f"{peer['cycles_ratio_estimated']:.2f} (`bench/network.py`)"),
         ("Cortex-M4: SRAM", f"{m4['plan']['arena']:,} + {m4['plan']['cache']:,} B", "arena + kernel cache, exact (`htpw_plan_memory`); "
          f"stack seen {m4['stack_bytes']} B"),
         ("Cortex-M4: code", f"{m4['text_bytes']:,} B", "the whole library with every kernel, -O3, from the ELF"),

@@ -248,7 +248,8 @@ static void htpw_sink_start(struct htpw_sink *to, const struct htpw_backend_rule
     to->op = op;
     to->layout = htpw_op_layout(rule, op);
     to->kernel = kernel;
-    to->by_filter = HTPW_WITH(WINDOWS) && htpw_op_is(op, DEPTHWISE) && op->codes != NULL;
+    int is_depthwise = htpw_op_is(op, DEPTHWISE);
+    to->by_filter = HTPW_WITH(WINDOWS) && is_depthwise && op->codes != NULL;
     if (HTPW_WITH(NARROW) && op->is_narrow) {
         htpw_zero(kernel, (op->weight_count + 1u) / 2u);
     } else {

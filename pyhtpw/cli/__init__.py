@@ -10,10 +10,13 @@ from rich.console import Console
 
 from pyhtpw.cli import training, packing, codes, running, inspect, reporting, data, results, sweep, export, export_models, target  # noqa: F401  isort: skip  (the order of --help)
 from pyhtpw.cli.common import Stopped, app
+from pyhtpw.cli.examples import add_examples
 from pyhtpw.errors import HtpwError
 from pyhtpw.extras import remedy
 
 __all__ = ["app", "main"]
+
+add_examples(app)
 
 
 def main() -> None:

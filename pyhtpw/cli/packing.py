@@ -63,7 +63,7 @@ def pack(
     model: Annotated[Path, typer.Argument(help="Integer model of `pyhtpw quantise`, or the run folder of `pyhtpw train`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Image to write.")] = Path("model.htpw"),
     head: Heads = None,
-    heads: Annotated[Path | None, typer.Option(help="Run folder: TOML file with a table [heads].")] = None,
+    heads: Annotated[Path | None, typer.Option(help="Run folder: TOML file with a table heads.")] = None,
     budget: Annotated[int | None, typer.Option(help="Bytes of the whole image that --head auto may use.", min=1)] = None,
     evaluations: Annotated[int, typer.Option(help="Mixes that --head auto scores on validation.", min=2)] = 60,
     ema: Annotated[bool, typer.Option("--ema", help="Run folder: the moving average instead of the raw checkpoint.")] = False,

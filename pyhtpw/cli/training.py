@@ -80,7 +80,7 @@ def train(
     protocol: Protocol = None,
     out: Annotated[Path, typer.Option(help="Run folder: configuration, checkpoints, curves, images.")] = Path("out/train"),
     net: Annotated[str | None, typer.Option(help="Network by name (pyhtpw.nets); default: the recipe's.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with tables [net], [train], [teacher], [heads], [evaluate].")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with tables net, train, teacher, heads and evaluate.")] = None,
     head: Heads = None,
     init_from: Annotated[Path | None, typer.Option(help="Begin with the best checkpoint of this run; other heads are fitted to its "
         "kernels.")] = None,

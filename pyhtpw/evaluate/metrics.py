@@ -302,7 +302,7 @@ def calibration_error(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None =
     """Expected calibration error of the most probable class.
 
     Samples are put into `bins` bins of equal width by the probability of their most probable class; the error is the mean
-    over bins, weighted by samples, of |mean probability - share right| (Guo et al., arXiv:1706.04599, Eq. 3).
+    over bins, weighted by samples, of ``|mean probability - share right|`` (Guo et al., arXiv:1706.04599, Eq. 3).
 
     Parameters
     ----------
