@@ -23,7 +23,7 @@ from pyhtpw.data.seal import seal
 from pyhtpw.recipes import recipe
 
 WORDS = ("rising", "falling", "steady", "noise")
-SPEAKERS = {"train": range(0, 24), "val": range(24, 32), "test": range(32, 44)}  # nobody is on two sides
+SPEAKERS = {"train": range(24), "val": range(24, 32), "test": range(32, 44)}  # nobody is on two sides
 CLIPS = 4  # of each word, of each speaker
 
 

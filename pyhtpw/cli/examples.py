@@ -73,9 +73,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 def commands(app: typer.Typer, prefix: str = "") -> dict[str, typer.models.CommandInfo]:
     """Every command of an application by the words that a user types, such as ``"export c"``."""
-    found = {prefix + (info.name or info.callback.__name__.replace("_", "-")): info for info in app.registered_commands}
+    found = {}
+    for info in app.registered_commands:
+        function = getattr(info.callback, "__name__", "")
+        found[prefix + (info.name or function.replace("_", "-"))] = info
     for group in app.registered_groups:
-        found |= commands(group.typer_instance, f"{prefix}{group.name} ")
+        if group.typer_instance is not None:
+            found |= commands(group.typer_instance, f"{prefix}{group.name} ")
     return found
 
 

@@ -4,25 +4,25 @@
 
 #include <stdint.h>
 
-#define ECG_SECONDS_MAX 8     /* of a window, rounded up */
-#define ECG_WINDOW_MAX 4096   /* samples of a window */
+#define ECG_SECONDS_MAX 8 /* of a window, rounded up */
+#define ECG_WINDOW_MAX 4096 /* samples of a window */
 #define ECG_HIGH_PASS_SHIFT 8 /* baseline follows in 2^8 samples: 0.22 Hz at 360 Hz */
-#define ECG_RAIL_LOW 0        /* codes of the converter that mean: out of range */
+#define ECG_RAIL_LOW 0 /* codes of the converter that mean: out of range */
 #define ECG_RAIL_HIGH 2047
-#define ECG_FLAT 4            /* steps of the converter: a second that moves less is of a loose lead */
-#define ECG_TRAVEL 40         /* mean step from sample to sample of a second that is noise */
+#define ECG_FLAT 4 /* steps of the converter: a second that moves less is of a loose lead */
+#define ECG_TRAVEL 40 /* mean step from sample to sample of a second that is noise */
 
 /* Signal quality of a second. */
 enum { ECG_LEAD_OFF = 1, ECG_RAILS = 2, ECG_NOISE = 4 };
 
 struct ecg_front {
-    int16_t *ring;         /* `window` samples behind the high pass, the oldest at `at`; the caller's, zeroed */
+    int16_t *ring; /* `window` samples behind the high pass, the oldest at `at`; the caller's, zeroed */
     uint32_t window, rate; /* samples of a window; per second */
-    uint32_t at, samples;  /* samples: so far */
-    int32_t baseline;      /* 2^ECG_HIGH_PASS_SHIFT times what the high pass takes away */
-    int32_t sum;           /* of the ring */
+    uint32_t at, samples; /* samples: so far */
+    int32_t baseline; /* 2^ECG_HIGH_PASS_SHIFT times what the high pass takes away */
+    int32_t sum; /* of the ring */
     uint64_t squares;
-    uint32_t quality;      /* of the last seconds, 4 bits each, the newest lowest */
+    uint32_t quality; /* of the last seconds, 4 bits each, the newest lowest */
     int32_t low, high, last;
     uint32_t rails, travel; /* of this second */
 };
