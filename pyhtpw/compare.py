@@ -128,7 +128,7 @@ def differences(image: Image, a: Mapping[int, Int8], b: Mapping[int, Int8]) -> l
 
 @dataclass(frozen=True)
 class KernelDifference:
-    """A kernel of which `differ` of `of` weights are not the same; `largest` is the largest |a - b|."""
+    """A kernel of which `differ` of `of` weights are not the same; `largest` is the largest absolute difference."""
 
     layer: int
     name: str
