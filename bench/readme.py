@@ -33,6 +33,7 @@ def table() -> str:
     """The table, in Markdown, of the run in results/mitdb-first.json."""
     r = json.loads((ROOT / "results" / "mitdb-first.json").read_text())
     peer = next(row for row in json.loads((ROOT / "results" / "network.json").read_text())["rows"] if row["cpu"] == "cortex-m4")
+    whole = json.loads((ROOT / "results" / "size.json").read_text())["rows"][0]
     m4, plain, test, total = r["cortex_m4"], r["whole_image_if_stored"], r["test"], r["generated_total"]
     rows = [
         ("image, every byte", f"{r['image_bytes']:,} B", "size of the file; with the same kernels stored at 8 / 4 / 2 bits: "
@@ -44,17 +45,18 @@ def table() -> str:
          f"seed {r['seed']}; {'; '.join(r['test_notes'])}. Published: .567 / .962 at about 225 kB"),
         ("bytes that differ", f"{r['bytes_differ']} of {r['bytes_compared']:,}",
          "kernels and logits, every pair of: " + ", ".join(dict.fromkeys(n for p in r["pairs"] for n in (p["a"], p["b"])))),
-        ("Cortex-M4: boot synthesis", f"{m4['synthesis_instructions']:,} instructions", "once; counted under the unicorn emulator, "
-         f"gcc {m4['flags']}, backend `{m4['backend']}`"),
-        ("Cortex-M4: one inference", f"{m4['inference_instructions']:,} instructions",
+        ("Cortex-M4: boot synthesis", f"{whole['instructions']['synthesis']:,} instructions", "once; counted under the unicorn emulator, "
+         f"gcc {m4['flags']}, backend `{m4['backend']}` (`bench/size.py`)"),
+        ("Cortex-M4: one inference", f"{whole['instructions']['inference']:,} instructions",
          f"same; {r['network']['macs']:,} multiply-accumulates"),
         ("Cortex-M4: whole network beside CMSIS-NN", f"{peer['instructions_ratio']:.2f} of its instructions",
          f"counted under QEMU, {peer['ours']['instructions']:,} against {peer['peer']['instructions']:,}; estimated cycles "
          f"{peer['cycles_ratio_estimated']:.2f} (`bench/network.py`)"),
         ("Cortex-M4: SRAM", f"{m4['plan']['arena']:,} + {m4['plan']['cache']:,} B", "arena + kernel cache, exact (`htpw_plan_memory`); "
          f"stack seen {m4['stack_bytes']} B"),
-        ("Cortex-M4: code", f"{m4['text_bytes']:,} B", "the whole library with every kernel, -O3, from the ELF"),
+        ("Cortex-M4: code", f"{whole['text'] + whole['rodata']:,} B", "the whole library with every kernel, -O3, text and rodata from the ELF"),
         *trimmed(),
+        *on_a_pc(),
     ]
     lines = [f"| real ECG, seed {r['seed']} | measured | how |", "|---|---|---|"]
     return "\n".join(lines + [f"| {a} | **{b}** | {c} |" for a, b, c in rows])
@@ -71,6 +73,22 @@ def trimmed() -> list[tuple[str, str, str]]:
                           f"instructions of an inference of the whole library at -O3, {r['synthesis']:.2f} x those of synthesis, "
                           f"{r['inference_to_cmsis_nn']:.2f} x CMSIS-NN's inference; {aims} (text and rodata, `bench/size.py`)"))
     return found
+
+
+def on_a_pc() -> list[tuple[str, str, str]]:
+    """Simulation and training, wall-clock, from results/simulate.json and results/trainer.json."""
+    batch = json.loads((ROOT / "results" / "simulate.json").read_text())["rows"][0]
+    trainer = json.loads((ROOT / "results" / "trainer.json").read_text())
+    demo, cnn = trainer["demo"], trainer["regular_cnn"]
+    times = batch["times_litert"]
+    return [
+        ("PC: windows per second, one thread / two", f"{batch['run_batch']['1']['per_s']:,.0f} / {batch['run_batch']['2']['per_s']:,.0f}",
+         f"`Image.run_batch`, backend `{batch['backend']}`; {times['1']['median']:.1f} / {times['2']['median']:.1f} x LiteRT with XNNPACK on the "
+         "exported network (median of paired rounds, `bench/simulate.py`)"),
+        ("PC: a training step, batch 64, T = 1800", f"{demo['ours_ms']:.1f} ms",
+         f"{demo['ratio']:.2f} x faster than PyTorch {demo['torch'].split('+')[0]} eager, {demo['ratio_compile']:.2f} x than torch.compile; "
+         f"`regular_cnn` {cnn['ratio']:.2f} x and {cnn['ratio_compile']:.2f} x (2 threads, paired, `bench/trainer.py`)"),
+    ]
 
 
 def kernel_table() -> str:
