@@ -46,7 +46,7 @@ def check(name: Name, data_dir: DataDir = None, as_json: Json = False) -> None:
     else:
         for problem in problems:
             print(problem)
-        print(f"{name}: {len(problems)} problem{'' if len(problems) == 1 else 's'} ({at_hand(name, data_dir)})")
+        print(f"{name}: {len(problems)} problem{'' if len(problems) == 1 else 's'}; at hand: {at_hand(name, data_dir)}")
     raise typer.Exit(2 if problems else 0)
 
 
