@@ -375,6 +375,7 @@ def main() -> int:
             status, detail = "NOT RUN", str(reason)
         except Exception as error:  # any failure is a row, and the matrix goes on
             status, detail = "FAIL", f"{type(error).__name__}: {error}"
+        detail = detail.replace(f"{ROOT}/", "")  # where the tree lies is nobody's business
         print(f"{status:8s} {name}: {detail}", flush=True)
         return {"name": name, "status": status, "detail": detail, "seconds": round(time.monotonic() - began, 1)}
 
