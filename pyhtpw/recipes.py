@@ -35,7 +35,8 @@ RECIPES = {
     ),
     ("mitdb", "aami"): Recipe(
         net_options={"kernel": 9, "stem_kernel": 15},
-        train={"steps": 4000, "eval_every": 500, "balance": 0.3, "augment": {"amplitude": 0.2}},
+        train={"steps": 2000, "eval_every": 250, "balance": 0.3, "weight_decay": 0.05,
+               "augment": {"amplitude": 0.4, "noise": 0.3, "stretch": 0.3, "shift": 16}},
     ),
     # Not tuned yet: what makes the loaders usable.
     **dict.fromkeys(
