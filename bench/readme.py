@@ -53,7 +53,7 @@ def table() -> str:
          f"counted under QEMU, {peer['ours']['instructions']:,} against {peer['peer']['instructions']:,}; estimated cycles "
          f"{peer['cycles_ratio_estimated']:.2f} (`bench/network.py`)"),
         ("Cortex-M4: SRAM", f"{m4['plan']['arena']:,} + {m4['plan']['cache']:,} B", "arena + kernel cache, exact (`htpw_plan_memory`); "
-         f"stack seen {m4['stack_bytes']} B"),
+         f"stack seen {whole['stack']:,} B"),
         ("Cortex-M4: code", f"{whole['text'] + whole['rodata']:,} B", "the whole library with every kernel, -O3, text and rodata from the ELF"),
         *trimmed(),
         *on_a_pc(),

@@ -10,6 +10,7 @@
 #include "app.h"
 #include "app_config.h"
 #include "htpw.h"
+#include "phase.h"
 #include "ports/htpw_fake_flash.h"
 
 #define APP_MAGIC UINT32_C(0x50505748)
@@ -54,44 +55,6 @@ static uint8_t app_pack[APP_PACK_BYTES] __attribute__((aligned(4)));
 #endif
 
 __attribute__((weak)) void app_between_windows(uint32_t window) { (void)window; }
-
-/* Stands in the emulator's log where a phase begins and ends. */
-__attribute__((noinline)) void app_mark(void);
-__attribute__((noinline)) void app_mark(void) { __asm__ volatile("" ::: "memory"); }
-
-static void app_begin(void) {
-    (void)app_stack_used(0); /* what lay between phases counts for the peak */
-    app_stack_paint();
-    app_mark();
-}
-
-/* Ends a phase: its name, the stack below this program's frame, its result. Gives up on an error, saying which. */
-static int app_end(const char *name, uint32_t sp, int result) {
-    app_mark();
-    const uint32_t used = app_stack_used(sp);
-    app_print("phase ");
-    app_print(name);
-    app_print_int((int32_t)used);
-    app_print_int(result);
-    app_print("\n");
-    return result;
-}
-
-static void app_check(int result, const char *what) {
-    if (result != HTPW_OK) {
-        app_print("error ");
-        app_print(what);
-        app_print_int(result);
-#if !APP_LEAN
-        app_print(" ");
-        app_print(htpw_error_text(result));
-#endif
-        app_print("\n");
-        app_exit(1);
-    }
-}
-
-#define APP_PHASE(name, call) app_end((name), app_sp(), (app_begin(), (call)))
 
 static void app_plan(void) {
     struct htpw_plan plan;

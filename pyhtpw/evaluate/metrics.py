@@ -241,9 +241,13 @@ def brier(y: np.ndarray, p: np.ndarray, *, mask: np.ndarray | None = None) -> fl
         Shapes differ, no sample is left, or p is not a probability.
     """
     y, p = _binary(y, p, mask)
+    _check_chances(p)
+    return float(np.mean((p - y) ** 2))
+
+
+def _check_chances(p: np.ndarray) -> None:
     if p.min() < 0 or p.max() > 1:
         raise DataError(f"p goes from {p.min():g} to {p.max():g}: give probabilities, from 0 to 1")
-    return float(np.mean((p - y) ** 2))
 
 
 def _chances(y: np.ndarray, p: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -255,8 +259,7 @@ def _chances(y: np.ndarray, p: np.ndarray, mask: np.ndarray | None) -> tuple[np.
         raise DataError(f"y and p have shapes {y.shape} and {p.shape}: give (N,) classes and (N, C >= 2) probabilities")
     y, row = _select(mask, y=y, row=np.arange(len(y)))
     p = _scores(p[row])
-    if p.min() < 0 or p.max() > 1:
-        raise DataError(f"p goes from {p.min():g} to {p.max():g}: give probabilities, from 0 to 1")
+    _check_chances(p)
     return _labels("y", y, p.shape[1]), p
 
 

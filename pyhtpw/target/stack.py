@@ -18,7 +18,6 @@ A cycle in this graph would be recursion, which the library has not: it is an er
 import re
 import shutil
 import subprocess
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,12 +195,3 @@ class Bounds:
         self._open.pop()
         self._known[name] = Bound(function.frame + deepest.bytes, ((name, function.frame), *deepest.path))
         return self._known[name]
-
-
-def indirect_callers(bounds: Bounds) -> dict[str, list[str]]:
-    """For people: which functions call through pointers, and what the graph says they can reach."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for function in bounds.graph.values():
-        if function.indirect:
-            found[function.name] = sorted(function.calls)
-    return dict(found)

@@ -4,6 +4,7 @@
  * second costs; the front end sees them one by one.
  */
 #include "../app.h"
+#include "../phase.h"
 #include "app_config.h"
 #include "ecg_front.h"
 #include "htpw.h"
@@ -19,40 +20,6 @@ static int16_t app_ring[APP_INPUT_BYTES], app_second[APP_RATE];
 static struct ecg_front app_front;
 static struct htpw_model app_model;
 static struct htpw_context app_context;
-
-__attribute__((noinline)) void app_mark(void);
-__attribute__((noinline)) void app_mark(void) { __asm__ volatile("" ::: "memory"); }
-
-static void app_begin(void) {
-    (void)app_stack_used(0);
-    app_stack_paint();
-    app_mark();
-}
-
-static int app_end(const char *name, uint32_t sp, int result) {
-    app_mark();
-    const uint32_t used = app_stack_used(sp);
-    app_print("phase ");
-    app_print(name);
-    app_print_int((int32_t)used);
-    app_print_int(result);
-    app_print("\n");
-    return result;
-}
-
-#define APP_PHASE(name, call) app_end((name), app_sp(), (app_begin(), (call)))
-
-static void app_check(int result, const char *what) {
-    if (result != HTPW_OK) {
-        app_print("error ");
-        app_print(what);
-        app_print_int(result);
-        app_print(" ");
-        app_print(htpw_error_text(result));
-        app_print("\n");
-        app_exit(1);
-    }
-}
 
 static int app_push_second(void) {
     int is_due = 0;
