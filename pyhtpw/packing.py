@@ -51,9 +51,11 @@ def parse_heads(texts: Sequence[str]) -> dict[str, str]:
 
 
 def pack_network(
-    graph: Graph, params: Mapping[str, np.ndarray], data: Dataset, heads: Mapping[str, str], *, seed: int, median: int = 1
-) -> Packed:
-    """Fits the given heads to the network's kernels (those that it has keep theirs), quantises, and tunes t*.
+    graph: Graph, params: Mapping[str, np.ndarray], data: Dataset, heads: Mapping[str, str], *, seed: int, median: int = 1,
+    aware: bool = False,
+) -> Packed:  # fmt: skip
+    """Fits the given heads to the network's kernels (those that it has keep theirs), quantises, and tunes t*. `aware` as in
+    `pyhtpw.pipeline.quantise_stage`; kernels that are fitted here are none that it was trained on.
 
     Raises ConfigError for heads that the network cannot have, QuantiseError for values out of range.
     """
@@ -62,7 +64,7 @@ def pack_network(
         windows = calibration_windows(data, seed)
         graph, params, report = fit_network(graph, params, heads, calibration=windows, seed=seed)
         errors = report.errors
-    quantised = quantise_stage(graph, dict(params), data, seed=seed, median=median)
+    quantised = quantise_stage(graph, dict(params), data, seed=seed, median=median, aware=aware and not heads)
     return Packed(quantised, {n.name: n.head.text() for n in graph.nodes if n.name in graph.kernel_shapes()}, errors)
 
 

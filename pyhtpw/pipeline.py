@@ -135,9 +135,14 @@ def calibration_windows(data: Dataset, seed: int, n: int = CALIBRATION_WINDOWS) 
     return np.asarray(data.train.x[rows], np.float32)
 
 
-def quantise_stage(graph: Graph, params: dict, data: Dataset, *, seed: int, median: int = 1) -> Quantised:
-    """Quantises with training windows and tunes on validation with the integer logits of the C library."""
-    model = quantise(graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs)
+def quantise_stage(
+    graph: Graph, params: dict, data: Dataset, *, seed: int, median: int = 1, aware: bool = False
+) -> Quantised:
+    """Quantises with training windows and tunes on validation with the integer logits of the C library. `aware`: the network was
+    trained on the image's kernels (`TrainConfig.aware`), so its normalisation statistics are theirs and stay as they are."""
+    model = quantise(
+        graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs, recalibrate=not aware
+    )
     return tune_stage(model, data, median)
 
 
@@ -373,7 +378,7 @@ def demo(
         recipe, data, out / RUN, seed=seed, steps=steps, resume=resume, progress=progress
     )
     say("quantising, tuning t* on validation")
-    quantised = quantise_stage(graph, result.params, data, seed=seed, median=recipe.median)
+    quantised = quantise_stage(graph, result.params, data, seed=seed, median=recipe.median, aware=config.aware)
     image = quantised.image
     say("comparing numpy, C and the emulated Cortex-M4")
     windows = spread_windows(image, data.test.x, X86_WINDOWS)

@@ -161,7 +161,7 @@ def draw_curves(result: TrainResult, path: Path) -> str:
 
 
 def final_images(
-    graph: Graph, result: TrainResult, data: Dataset, out: Path, *, seed: int, median: int
+    graph: Graph, result: TrainResult, data: Dataset, out: Path, *, seed: int, median: int, aware: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """Image and integer model of the best raw and averaged weights, in folders of `out`; figures of each, and what was not run.
 
@@ -172,10 +172,13 @@ def final_images(
     for name, params in ((RAW, result.params), (EMA, result.ema_params)):
         try:
             if len(data.classes) == 2:
-                done = quantise_stage(graph, params, data, seed=seed, median=median)
+                done = quantise_stage(graph, params, data, seed=seed, median=median, aware=aware)
                 model, image, threshold, score = done.model, done.image, done.threshold, done.macro_f1
             else:
-                model = quantise(graph, params, calibration_windows(data, seed), classes=data.classes, sample_rate=data.fs)
+                windows = calibration_windows(data, seed)
+                model = quantise(
+                    graph, params, windows, classes=data.classes, sample_rate=data.fs, recalibrate=not aware
+                )
                 image, threshold = Image(write(model)), None
                 score = macro_f1(data.val.y, infer(image, data.val.x).argmax(axis=1), len(data.classes))
         except QuantiseError as error:
@@ -193,13 +196,13 @@ def final_images(
 
 
 def finish(
-    graph: Graph, result: TrainResult, data: Dataset, out: Path, *, seed: int, median: int, images: bool = True
+    graph: Graph, result: TrainResult, data: Dataset, out: Path, *, seed: int, median: int, images: bool = True, aware: bool = False
 ) -> dict[str, Any]:
     """Picture, images (unless told not to) and summary of a finished run; the summary."""
     missing = [line for line in [draw_curves(result, out / CURVES_PNG)] if line]
     made, more = {}, ["images: not asked for"]
     if images:
-        made, more = final_images(graph, result, data, out, seed=seed, median=median)
+        made, more = final_images(graph, result, data, out, seed=seed, median=median, aware=aware)
     summary = {
         "run": str(out),
         "network": graph.name,

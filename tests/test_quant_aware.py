@@ -70,6 +70,22 @@ def test_forward_kernels_are_the_images(heads):
         assert packed.tobytes() == np.ascontiguousarray(kernel, np.int8).tobytes(), name
 
 
+def test_statistics_of_aware_training_are_the_kernels_own():
+    """Trained on 2-bit kernels, the running statistics are theirs: packing must not correct them again for the rounding."""
+    graph = network({"pw": "stored:bits=2", "depthwise": "stored:bits=2"})
+    model = AwareModel(graph, seed=5)
+    steps(model, 60)
+    x, _ = windows()
+    logits = model.forward(x)
+    found = {}
+    for recalibrate in (True, False):
+        integer = quantise(graph, model.state(), x, classes=("a", "b"), sample_rate=100.0, recalibrate=recalibrate)
+        image = Image(write(integer))
+        said = image.run_batch(image.quantise(x)).astype(np.float64) * integer.info.logit_scale
+        found[recalibrate] = np.abs((said[:, 1] - said[:, 0]) - (logits[:, 1] - logits[:, 0])).mean()
+    assert found[False] < 0.5 * found[True], found
+
+
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 def test_it_learns_through_the_rounding(heads):
     losses = steps(AwareModel(network(heads), seed=3), 40)

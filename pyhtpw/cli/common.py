@@ -82,14 +82,14 @@ def recipe_of(data: str, dataset: Any) -> Any:
     return recipe(data, dataset.description["protocol"])
 
 
-def checkpoint(run: Path, ema: bool) -> tuple[Any, dict[str, Any]]:
-    """Network and parameters of a run folder."""
+def checkpoint(run: Path, ema: bool) -> tuple[Any, dict[str, Any], bool]:
+    """Network and parameters of a run folder, and whether it was trained on the image's kernels (`TrainConfig.aware`)."""
     from pyhtpw.nets import Graph
     from pyhtpw.train.checkpoint import load_checkpoint
     from pyhtpw.train.trainer import BEST, BEST_EMA
 
     params, description = load_checkpoint(run / (BEST_EMA if ema else BEST))
-    return Graph.from_dict(description["graph"]), params
+    return Graph.from_dict(description["graph"]), params, bool(description["config"]["aware"])
 
 
 class Stopped(Exception):

@@ -42,11 +42,11 @@ def quantise(
     from pyhtpw.data.hrv import for_network
     from pyhtpw.quant.store import save_model
 
-    graph, params = checkpoint(run, ema)
+    graph, params, aware = checkpoint(run, ema)
     dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
     dataset = for_network(graph.name, dataset, cache_dir)
     chosen = recipe_of(data, dataset)
-    done = pipeline.quantise_stage(graph, params, dataset, seed=seed, median=chosen.median)
+    done = pipeline.quantise_stage(graph, params, dataset, seed=seed, median=chosen.median, aware=aware)
     save_model(done.model, output)
     summary = {"model": str(output), "threshold": done.threshold, "val_macro_f1_integer": done.macro_f1,
                "image_bytes": len(done.image.data), "synthetic": dataset.synthetic}
@@ -102,7 +102,7 @@ def pack(
         is_auto = AUTO in wanted.values()
         if is_auto != (budget is not None):
             raise ConfigError("--head auto and --budget belong together: give both, for example --head auto --budget 8192")
-        graph, params = checkpoint(model, ema)
+        graph, params, aware = checkpoint(model, ema)
         dataset = load_data(data, data_dir, protocol, seed, cache_dir, aami_strict)
         dataset = for_network(graph.name, dataset, cache_dir)
         median = recipe_of(data, dataset).median
@@ -110,7 +110,7 @@ def pack(
             packed = pack_auto(graph, params, dataset, budget, seed=seed, median=median, evaluations=evaluations,
                                progress=lambda state: _tried(state, as_json))
         else:
-            packed = pack_network(graph, params, dataset, wanted, seed=seed, median=median)
+            packed = pack_network(graph, params, dataset, wanted, seed=seed, median=median, aware=aware)
         integer = packed.quantised.model
     image = pipeline.repack(output, integer)
     account = pipeline.name_layers(image.bill(), integer)

@@ -156,7 +156,7 @@ def train(
             progress=bar.update,
         )
     say("quantising, tuning t* on validation" if images else "drawing the curves", as_json)
-    summary = runs.finish(graph, result, dataset, out, seed=seed, median=chosen.median, images=images)
+    summary = runs.finish(graph, result, dataset, out, seed=seed, median=chosen.median, images=images, aware=settings.aware)
     summary["fitted_kernel_errors"] = {name: round(error, 4) for name, error in errors.items()}
     if norms is not None:
         norms = replace(norms, tuned=result.val_macro_f1)

@@ -217,7 +217,8 @@ def _pack(plan: Plan, model: Model, seed: int, data: Dataset, folder: Path, grap
         quantised = pipeline.tune_stage(load_model(folder / _name(kind, "npz")), data, median)
         errors = {}
     else:
-        packed = pack_network(graph, params, data, model.pack, seed=seed, median=median)
+        packed = pack_network(graph, params, data, model.pack, seed=seed, median=median,
+                              aware=bool(plan.recipe(model).train.get("aware")))
         quantised, errors = packed.quantised, packed.errors
         save_model(quantised.model, folder / _name(kind, "npz"))
         save(quantised.image.data, folder / _name(kind, "htpw"))

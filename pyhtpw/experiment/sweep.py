@@ -184,7 +184,8 @@ def evaluate(sweep: Sweep, params: dict[str, Any], data_dir: str, cache_dir: str
     data = _dataset(text, data_dir, cache_dir)
     with tempfile.TemporaryDirectory(prefix="htpw-sweep-") as folder:
         graph, _, trained = pipeline.train_stage(recipe, data, Path(folder), seed=sweep.seed)
-    packed = pack_network(graph, trained.params, data, model.pack, seed=sweep.seed, median=sweep.median).quantised
+    packed = pack_network(graph, trained.params, data, model.pack, seed=sweep.seed, median=sweep.median,
+                          aware=bool(recipe.train.get("aware"))).quantised
     counts, not_run = instructions(packed.image, "auto")
     if counts is None:
         raise MissingToolError(f"a sweep counts Cortex-M4 instructions: {not_run[0]}")

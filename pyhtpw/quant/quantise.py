@@ -146,7 +146,7 @@ def _with_kernels(graph: Graph, params: Mapping[str, np.ndarray], heads: Integer
     for node in graph.nodes:
         if node.head.kind == "stored" and (node.head.bits < 8 or node.head.per_tensor):
             try:
-                kernel, gain = _with_gain(node, params, _folded(node, params)[0])
+                kernel, gain = _with_gain(node, params, _folded(node, params)[0] if node.head.per_tensor else np.ones(node.cout))
                 kernel = nearest(kernel, node.head.bits, _channel_axis(node), node.head.per_tensor, node.head.rule)
             except QuantiseError as error:
                 raise QuantiseError(f"node {node.name}: {error}") from error
@@ -201,9 +201,10 @@ def _linear(node: Node, params, values, scales: dict[str, Scale], heads: Integer
         gain = scaling.real * y.scale / (x.scale * step)  # what is really applied
         w_scale = gain * step
     else:
-        kernel, head = _with_gain(node, params, gain)[0], node.head
-        axis = _channel_axis(node)
-        q, scaling = quantise_stored(kernel, y.scale / x.scale, head.bits, bits, axis, head.per_tensor, head.rule)
+        head, unit = node.head, y.scale / x.scale
+        q, scaling = quantise_stored(
+            params[f"{node.name}.weight"], unit, head.bits, bits, _channel_axis(node), head.per_tensor, head.rule, gain
+        )
         weights = Stored(q.reshape(image_shape(node.op, q.shape)), head.bits, head.narrow)
         w_scale = scaling.real * y.scale / x.scale
     shape = weights.shape if node.name in heads.sources else weights.values.shape

@@ -80,16 +80,18 @@ def quantise_stored(
     axis: int = 0,
     per_tensor: bool = False,
     rule: str = "best",
+    gain: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Factors]:
     """Integers of a stored kernel and its requantisation.
 
-    The multiplier comes first: only scales that a multiplier of so few bits exactly stands for are tried, so that it
-    costs no accuracy.
+    In 8 bits the multiplier comes first: only scales that a multiplier of so few bits exactly stands for are tried, so that it
+    costs no accuracy. In 4 and 2 bits the integers come first, and are those of `nearest` whatever the multiplier: a network that
+    was trained on them (`pyhtpw.quant.aware`) finds them in its image. Their scale moves to the nearest that a multiplier stands for.
 
     Parameters
     ----------
     kernel
-        Float, any shape, with the gain of a normalisation already in it.
+        Float, any shape, without `gain`.
     unit
         Scale of the output over scale of the input: a weight's scale is factor * unit.
     bits
@@ -102,14 +104,22 @@ def quantise_stored(
         One scale for all channels.
     rule
         "best", or "max" or "mean" for ternary kernels by a threshold (`pyhtpw.nets.heads`).
+    gain
+        (channels,) Positive factors of a normalisation behind the kernel; ones if not given.
 
     Returns
     -------
     int8 array of the kernel's shape, and factors of all channels.
     """
-    rows = _rows(kernel, axis, per_tensor)
-    if not np.isfinite(rows).all():
+    plain = _rows(kernel, axis, False)
+    gain = np.ones(len(plain)) if gain is None else np.asarray(gain, np.float64)
+    if not np.isfinite(plain).all():
         raise QuantiseError("weights are not finite: the float model has diverged")
+    moved = np.moveaxis(kernel, axis, 0).shape
+    if bits < 8 and not per_tensor:
+        scales, q = _best(plain, bits, lambda wished: wished, rule)
+        return np.moveaxis(q.reshape(moved), 0, axis).astype(np.int8), factors(scales * gain / unit, multiplier_bits)
+    rows = (plain * gain[:, None]).reshape(1 if per_tensor else len(plain), -1)
 
     def on_grid(wished: np.ndarray) -> np.ndarray:
         found = factors(wished / unit, multiplier_bits).real * unit
@@ -121,7 +131,6 @@ def quantise_stored(
         return np.where(short, up, found)
 
     scales, q = _best(rows, bits, on_grid, rule)
-    moved = np.moveaxis(kernel, axis, 0).shape
     scaling = factors(scales / unit, multiplier_bits)
     if per_tensor:
         scaling = Factors(np.repeat(scaling.multipliers, moved[0]), np.repeat(scaling.shifts, moved[0]))
