@@ -25,12 +25,21 @@ MIN_GAMMA = 1e-3
 cross it."""
 
 
+CODE_SPREAD = 0.15
+"""Standard deviation of codes at the start: that of usual kernels, since the optimiser moves all parameters by about as much. (At 1, a
+code of 4 bits took hundreds of steps to reach the next value of its grid.)"""
+
+CODE_RANGE = {4: 2.35, 6: 3.25, 8: 4.1}
+"""Largest code by bits, in units of the root mean square of its generator's codes: what a uniform quantiser of so many levels loses least
+at on normal values (Max, "Quantizing for minimum distortion", 1960). Without it one outlier widens the grid of all."""
+
+
 def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
     """Fresh parameters in float64.
 
     Each array is drawn from its own generator, seeded by ``seed`` and its name, so that adding a node to a graph
-    leaves the others' start as it was.  Stored kernels are He-normal.  Codes are standard normal, hence diverse, and
-    a head is then scaled so that the kernels it makes have the He variance of their mean fan-in (a published one, which
+    leaves the others' start as it was.  Stored kernels are He-normal.  Codes are normal, hence diverse (of deviation `CODE_SPREAD`,
+    those of a published generator 1), and a head is then scaled so that the kernels it makes have the He variance of their mean fan-in (a published one, which
     is bounded, to `PUBLISHED_SPREAD` in front of its tanh).  The entries that
     the tiles of a codebook pick are drawn evenly.
     """
@@ -38,6 +47,7 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
     kernels = graph.kernel_shapes()
     ops = {node.name: node.op for node in graph.nodes}
     heads = {head.name: head for head in graph.plan.heads}
+    published = {code for head in graph.plan.heads if head.spec.published for code in head.codes}
     branched = {node.name: node for node in graph.nodes if node.branches}
     for name, shape in graph.parameter_shapes().items():
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -47,7 +57,7 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
         elif part in ("beta", "mean", "bias"):
             params[name] = np.zeros(shape)
         elif part == "codes":
-            params[name] = rng.standard_normal(shape)
+            params[name] = rng.standard_normal(shape) * (1.0 if name in published else CODE_SPREAD)
         elif part == "ids":
             entries = graph.plan.heads[graph.plan.head_of[owner]].spec.entries
             params[name] = rng.permutation(np.arange(shape[0]) % entries).astype(float)
@@ -90,7 +100,8 @@ def _alive(graph: Graph, params: dict[str, np.ndarray], seed: int) -> dict[str, 
         if not dead:
             break
         for name in dead:
-            params[f"{name}.codes"] = rng.standard_normal(params[f"{name}.codes"].shape)
+            codes = params[f"{name}.codes"]
+            codes[...] = rng.standard_normal(codes.shape) * CODE_SPREAD
         made = expander.forward(params)
     return made
 
@@ -135,6 +146,12 @@ class Model:
         self.gradient, self.grads = _flat_views(trained, shapes, self.dtype)
         for name, view in self.params.items():
             view[...] = params[name]
+        single = {code for head in graph.plan.heads if not head.spec.tiles for code in head.codes}
+        self._ranged = [
+            ([self.params[source] for source, _ in plan.sources], plan.code_bits)
+            for plan in graph.plan.generators
+            if not any(source in single for source, _ in plan.sources)
+        ]
         self._work = Workspace(self.dtype)
         self._chains = {node.name: chain(node, self._work) for node in graph.nodes}
         self._expander = Expander(graph, self._work) if graph.plan.heads else None
@@ -257,10 +274,16 @@ class Model:
         return ""
 
     def project(self) -> None:
-        """Put the parameters back where they must stay after an optimiser moved them: gammas and gains >= MIN_GAMMA."""
+        """Put the parameters back where they must stay after an optimiser moved them: gammas and gains >= MIN_GAMMA, codes of many
+        tiles within `CODE_RANGE`."""
         for name, value in self.params.items():
             if name.endswith((".gamma", ".gain")):
                 np.maximum(value, self.dtype.type(MIN_GAMMA), out=value)
+        for codes, bits in self._ranged:
+            size = sum(z.size for z in codes)
+            most = CODE_RANGE[bits] * np.sqrt(sum(float(np.sum(np.square(z, dtype=np.float64))) for z in codes) / size)
+            for z in codes:
+                np.clip(z, -z.dtype.type(most), z.dtype.type(most), out=z)
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
