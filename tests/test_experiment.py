@@ -21,6 +21,7 @@ data_options = {patients = [8, 6, 8], beats = [40, 60, 60], window = 64}
 seeds = [0, 1, 2]
 steps = 12
 median = 3
+budgets = [64, 1000000]
 
 [train]
 eval_every = 6
@@ -43,6 +44,7 @@ teacher = "teacher"
 budget = 4096
 ema = true
 calibrate = true
+published = "F1 .5"
 
 [[model]]
 name = "plain"
@@ -187,7 +189,8 @@ def test_tables_come_from_the_files(ran, tmp_path):
     where = Folders(tmp_path / "none", tmp_path / "results", tmp_path / "results" / "test-log.jsonl")
     plan = load_plan(ran / "tiny.toml")
     files = tables.write(plan, where)
-    assert {path.name for path in files} == {"tiny.json", "tiny.md", "tiny-macro_f1.svg", "tiny-macro_f1.png"}
+    drawn = {f"tiny-{figure}.{ending}" for figure in ("macro_f1", "budgets") for ending in ("svg", "png")}
+    assert {path.name for path in files} == {"tiny.json", "tiny.md", *drawn}
     found = json.loads(files[0].read_text())
     assert found["test_evaluations"] == 15 and found["not_run"] == ["elsewhere"]
     rows = {row["model"]: row for row in found["models"]}
@@ -205,7 +208,13 @@ def test_tables_come_from_the_files(ran, tmp_path):
     assert second["difference"]["estimate"] == pytest.approx(rows["plain"]["test"]["auc"] - rows["small"]["test"]["auc"], abs=1e-6)
     if "holm" in first:
         assert first["holm"]["p_holm"] >= first["holm"]["p"] and {first["holm"]["level"], second["holm"]["level"]} == {0.975, 0.95}
+    none, widest = found["best_under"]
+    assert none["model"] is None
+    best = max((row for row in found["models"] if row["test"] and row["image_bytes"]), key=lambda row: row["validation"]["macro_f1"])
+    assert widest["validation"] == best["validation"]["macro_f1"] and widest["test"] == rows[widest["model"]]["test"]["macro_f1"]
+    assert any(path.name == "tiny-budgets.svg" for path in files)
     text = files[1].read_text()
+    assert "| F1 .5 |" in text and "| 64 | none fits |" in text
     assert "Synthetic data" in text and "OVER BUDGET" in text and "small against stored (primary)" in text
     assert "Evaluations of test for this plan, all told: 15." in text
     assert "- small, averaged weights with their own t*" in text and "- small, calibrated on validation" in text
@@ -234,6 +243,7 @@ def test_a_dry_run_counts_what_is_left(ran, tmp_path):
 @pytest.mark.parametrize("old, new, words", [
     ('start = "large"\n', "", "prune takes a trained network"),
     ("steps = 12", "stepz = 12", "unknown entry 'stepz'"),
+    ("budgets = [64, 1000000]", "budgets = [0]", "budgets has 0"),
     ('teacher = "teacher"', 'teacher = "nobody"', "which never comes"),
     ('second = ["plain", "large"]', 'second = ["plain", "huge"]', "no model 'huge'"),
     ("seeds = [0, 1, 2]", "seeds = [0, 1]", "at least 3"),

@@ -9,6 +9,7 @@
     steps = 4000                       # of every model that does not say otherwise
     median = 1
     figure = "veb_f1"                  # what comparisons are about; default macro_f1
+    budgets = [32768, 65536]           # a chart of the best model (on validation) under each, in bytes of the whole image
 
     [train]                            # over the recipe of the data set
     balance = 0.3
@@ -23,6 +24,7 @@
     teacher = "teacher"                # another model, or "PLAN:MODEL" of an earlier plan; its seed is teacher_seed (0)
     start = "plain"                    # begin with this model's weights of the same seed; other heads are fitted to them
     ema = true                         # score the averaged weights too, with their own t*
+    published = "225.5 kB, F1 .567"    # what others say of it, printed beside what was measured
 
     [[compare]]
     name = "generated against stored, 8 kB"
@@ -73,6 +75,7 @@ class Model:
     ema: bool = False
     calibrate: bool = False
     note: str = ""
+    published: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Plan:
     figure: str = "macro_f1"
     train: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    budgets: tuple[int, ...] = ()
 
     def model(self, name: str) -> Model:
         """The model called so; ConfigError if there is none."""
@@ -230,6 +234,9 @@ def load_plan(path: Path) -> Plan:
         sets = {plan.seeds_of(plan.model(name)) for name in (*each.first, *each.second)}
         if len(sets) > 1:
             raise ConfigError(f"{path}: compare {each.name!r}: its models have other seeds than each other: pairs need the same")
+    for budget in plan.budgets:
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+            raise ConfigError(f"{path}: budgets has {budget!r}: give bytes, whole and above 0")
     if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds):
         raise ConfigError(f"{path}: seeds {list(plan.seeds)}: give at least one, none twice")
     for model in models:

@@ -103,7 +103,7 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
         "test_evaluations": looks(folders, plan.name), "notes": notes, "counts": first.get("counts"),
         "models": rows, "not_run": [m.name for m in plan.models if m.name not in results.runs],
         "incomplete": [m.name for m in plan.models if m.name in results.runs and not results.complete(m.name)],
-        "comparisons": _comparisons(results, veb, meaningful),
+        "comparisons": _comparisons(results, veb, meaningful), "best_under": best_under(plan, rows),
         "sources": _sources(results),
     }  # fmt: skip
 
@@ -127,13 +127,13 @@ def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[st
     name = model.name
     run = results.runs[name][0]
     row: dict[str, Any] = {
-        "model": name, "note": model.note, "network": run["network"], "budget": model.budget,
+        "model": name, "note": model.note, "published": model.published, "network": run["network"], "budget": model.budget,
         "seeds": [each["seed"] for each in results.runs[name]],
         "over_budget": any(each["over_budget"] for each in results.runs[name]),
         **{key: results.mean(name, key) for key in _SPREAD},
         "arena": results.mean(name, "plan_m4", "arena"), "cache": results.mean(name, "plan_m4", "cache"),
         "cortex_m4": {key: results.mean(name, "cortex_m4", key) for key in ("synthesis", "inference", "generating_every_time")},
-        "validation": {key: results.mean(name, "validation", key) for key in ("macro_f1", "auc", "accuracy")},
+        "validation": {key: results.mean(name, "validation", key) for key in ("macro_f1", "auc", "accuracy", "balanced_accuracy")},
         "training_seconds": results.mean(name, "training", "seconds"),
     }  # fmt: skip
     if veb:
@@ -154,6 +154,17 @@ def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[st
                               for key in ("ece", "ece_temperature", "macro_f1_class_thresholds")}
     row["interval"] = intervals(results.scored(name), veb=veb).to_dict() if meaningful else NOT_MEANINGFUL
     return row
+
+
+def best_under(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each of the plan's budgets the model that validation prefers among those whose images fit; None if none does."""
+    found = []
+    for budget in plan.budgets:
+        fits = [row for row in rows if row["test"] and row["image_bytes"] and row["image_bytes"] <= budget]
+        best = max(fits, key=lambda row: (row["validation"][plan.figure], row["model"]), default=None)
+        found.append({"budget": budget, "model": best and best["model"], "image_bytes": best and best["image_bytes"],
+                      "validation": best and best["validation"][plan.figure], "test": best and best["test"][plan.figure]})
+    return found
 
 
 def _comparisons(results: Results, veb: bool, meaningful: bool) -> list[dict[str, Any]]:
@@ -236,8 +247,10 @@ def markdown(found: dict[str, Any]) -> str:
     out += [""]
     out += [f"Evaluations of test for this plan, all told: {found['test_evaluations']}.", ""]
     out += [f"- {note}" for note in found["notes"]] + ([""] if found["notes"] else [])
+    published = any(row["published"] for row in found["models"])
     heads = ["model", "image, bytes", "DEFLATE", "SRAM, bytes", "M4 instructions", "generating each time",
              *(figure.replace("_", " ") for figure in figures), "Brier", "ECE", "retention", "validation macro-F1"]
+    heads += ["published"] if published else []
     out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in found["models"]:
         sram = None if row["arena"] is None else row["arena"] + row["cache"]
@@ -247,6 +260,7 @@ def markdown(found: dict[str, Any]) -> str:
                  _n(row["cortex_m4"]["generating_every_time"]), *(_with_interval(row, figure) for figure in figures),
                  _f(test.get("brier")), _f(test.get("ece")),
                  f"{100 * row['retention']:.1f} %" if "retention" in row else "-", _f(row["validation"]["macro_f1"])]
+        cells += [row["published"] or "-"] if published else []
         out.append("| " + " | ".join(cells) + " |")
     out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people and seeds drawn jointly.", ""]
     for row in found["models"]:
@@ -263,6 +277,11 @@ def markdown(found: dict[str, Any]) -> str:
         out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for row in found["comparisons"]:
             out.append("| " + " | ".join(_compared(row)) + " |")
+        out.append("")
+    if found["best_under"]:
+        out += ["| budget, bytes | best on validation | image, bytes | test |", "|---|---|---|---|"]
+        out += [f"| {_n(row['budget'])} | {row['model'] or 'none fits'} | {_n(row['image_bytes'])} | "
+                f"{'-' if row['test'] is None else _f(row['test'])} |" for row in found["best_under"]]
         out.append("")
     if found["not_run"]:
         out += ["Not run: " + ", ".join(found["not_run"]) + ".", ""]
@@ -332,6 +351,28 @@ def draw(found: dict[str, Any], figure: str) -> Any:
         return plot
 
 
+def draw_budgets(found: dict[str, Any], figure: str) -> Any:
+    """Test figure of the best model under each budget; None if the plan has none, or nothing fits."""
+    from matplotlib.figure import Figure
+
+    from pyhtpw.report.plots import BLUE, MUTED, VERMILLION, style
+
+    rows = [row for row in found["best_under"] if row["model"]]
+    if not rows:
+        return None
+    made = {row["model"] for row in found["models"] if row["network"]["generated_weights"]}
+    with style():
+        plot = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = plot.add_subplot()
+        bars = axes.bar(range(len(rows)), [row["test"] for row in rows],
+                        color=[VERMILLION if row["model"] in made else BLUE for row in rows], width=0.6)
+        axes.bar_label(bars, [f"{row['model']}\n{row['test']:.3f}" for row in rows], fontsize=7, color=MUTED)
+        axes.set_xticks(range(len(rows)), [f"{row['budget'] / 1024:g} KiB" for row in rows])
+        axes.set(xlabel="largest image; red: generated kernels, blue: stored", ylabel=f"{figure.replace('_', ' ')} on test",
+                 ylim=(0, 1.1), title=found["title"] + (" (synthetic data)" if found["synthetic"] else ""))
+        return plot
+
+
 def write(plan: Plan, folders: Folders) -> list[Path]:
     """PLAN.json, PLAN.md, and PLAN-FIGURE.svg and .png in the results folder; their paths."""
     import io
@@ -343,8 +384,8 @@ def write(plan: Plan, folders: Folders) -> list[Path]:
     out = [base.with_name(f"{plan.name}.json"), base.with_name(f"{plan.name}.md")]
     write_atomically(out[0], (json.dumps(found, indent=1) + "\n").encode())
     write_atomically(out[1], markdown(found).encode())
-    for figure in dict.fromkeys((plan.figure, "macro_f1")):
-        plot = draw(found, figure)
+    plots = {figure: draw(found, figure) for figure in dict.fromkeys((plan.figure, "macro_f1"))}
+    for figure, plot in {**plots, "budgets": draw_budgets(found, plan.figure)}.items():
         for ending in ("svg", "png") if plot is not None else ():
             data = io.BytesIO()
             plot.savefig(data, format=ending, dpi=160, metadata={"Date": None} if ending == "svg" else {"Software": None})

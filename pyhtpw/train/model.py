@@ -39,8 +39,8 @@ def initial_params(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
     Each array is drawn from its own generator, seeded by ``seed`` and its name, so that adding a node to a graph
     leaves the others' start as it was.  Stored kernels are He-normal.  Codes are normal, hence diverse (of deviation `CODE_SPREAD`,
-    those of a published generator 1), and a head is then scaled so that the kernels it makes have the He variance of their mean fan-in (a published one, which
-    is bounded, to `PUBLISHED_SPREAD` in front of its tanh).  The entries that
+    those of a published generator 1), and a head is then scaled so that the kernels it makes have the He variance of their mean
+    fan-in (a published one, which is bounded, to `PUBLISHED_SPREAD` in front of its tanh).  The entries that
     the tiles of a codebook pick are drawn evenly.
     """
     params: dict[str, np.ndarray] = {}
