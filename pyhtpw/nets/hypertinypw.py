@@ -37,6 +37,7 @@ def hypertinypw(
     stem_stride: int = 4,
     kernel: int = 5,
     rank: int = 0,
+    norm: str = "batch",
     heads: Mapping[str, str | HeadSpec] | None = None,
     name: str = "",
 ) -> Graph:
@@ -46,8 +47,9 @@ def hypertinypw(
     shapes agree (the ReLU then follows the addition), then the mean over time and the classifier.  Nodes are called
     stem, dw1, pw1, add1 (if any), dw2, ..., pool, fc.  ``heads`` is what `Graph.with_heads` takes; kernels that it
     does not speak of are stored.  ``rank`` r > 0 makes every pointwise kernel that this makes smaller the product of two, Cin to r
-    (called pw1_in, ...) and r to Cout, with nothing between them: the low-rank alternative.  Without ``heads`` `HEADS` apply,
-    of which a single block has nothing.  The graph is called ``name``, or else "hypertinypw" if anything
+    (called pw1_in, ...) and r to Cout, with nothing between them: the low-rank alternative.  ``norm`` is "batch", or "group" for
+    GroupNorm(1), the published choice for small batches, which an image holds with statistics frozen on calibration windows.
+    Without ``heads`` `HEADS` apply, of which a single block has nothing.  The graph is called ``name``, or else "hypertinypw" if anything
     in it is generated and "separable" if not.  Raises ConfigError for sizes that make no network.
     """
     if len(widths) != len(strides) or not widths:
@@ -61,19 +63,21 @@ def hypertinypw(
             raise ConfigError(f"hypertinypw: {what} is {size!r}; give a whole number of at least 1")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
         raise ConfigError(f"hypertinypw: rank is {rank!r}; give a whole number, 0 for whole kernels")
-    nodes = [Node("stem", "conv", (INPUT,), stem, stem_kernel, stem_stride, norm=True, relu=True)]
+    if norm not in ("batch", "group"):
+        raise ConfigError(f"hypertinypw: norm is {norm!r}; give batch or group")
+    nodes = [Node("stem", "conv", (INPUT,), stem, stem_kernel, stem_stride, norm=norm, relu=True)]
     steps, _ = same_padding(t, stem_kernel, stem_stride)
     source, channels = "stem", stem
     for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
         shape = (steps, channels)
         steps, _ = same_padding(steps, kernel, stride)
         residual = shape == (steps, width)
-        nodes.append(Node(f"dw{i}", "depthwise", (source,), channels, kernel, stride, norm=True, relu=True))
+        nodes.append(Node(f"dw{i}", "depthwise", (source,), channels, kernel, stride, norm=norm, relu=True))
         mixed = f"dw{i}"
         if rank and rank * (channels + width) < channels * width:
             mixed = f"pw{i}_in"
             nodes.append(Node(mixed, "pointwise", (f"dw{i}",), rank))
-        nodes.append(Node(f"pw{i}", "pointwise", (mixed,), width, norm=True, relu=not residual))
+        nodes.append(Node(f"pw{i}", "pointwise", (mixed,), width, norm=norm, relu=not residual))
         if residual:
             nodes.append(Node(f"add{i}", "add", (source, f"pw{i}"), width, relu=True))
         source, channels = nodes[-1].name, width
