@@ -132,10 +132,43 @@ def head_table() -> str:
     return "\n".join([*lines, "", text])
 
 
+# declared experiments in the README: file in results/, figure, what it is called
+CLAIMS = [("beats-aami", "veb_f1", "VEB F1"), ("keywords-official6", "accuracy", "accuracy")]
+
+
+def _cell(row: dict, figure: str) -> str:
+    span = row["interval"]["figures"][figure]
+    return f"{row['model']}, {row['image_bytes']:,.0f} B: **{row['test'][figure]:.3f}** ({span['low']:.3f} to {span['high']:.3f})"
+
+
+def accuracy_table() -> str:
+    """Generated against stored networks of the same budget, from the tables of the declared experiments."""
+    lines = ["| data, figure on test | generated | best stored network of the budget (by validation) | difference | |", "|---|---|---|---|---|"]
+    rest = []
+    for name, figure, called in CLAIMS:
+        found = json.loads((ROOT / "results" / f"{name}.json").read_text())
+        rows = {row["model"]: row for row in found["models"]}
+        for each in found["comparisons"]:
+            if "not_run" in each:
+                rest.append(f"{name}, {each['name']}: not run ({each['not_run']}).")
+            elif each["name"].startswith("generated against the best stored"):
+                span, primary = each.get("holm") or each["difference"], " (primary, Holm)" if each["primary"] else ""
+                verdict = "wins" if span["low"] > 0 else "loses" if span["high"] < 0 else "tie"
+                lines.append(f"| {name}, {called} | {_cell(rows[each['first']], figure)} | {_cell(rows[each['second']], figure)} | "
+                             f"{span['estimate']:+.3f} ({span['low']:+.3f} to {span['high']:+.3f}){primary} | {verdict} |")
+            elif "DS-CNN" in each["name"]:
+                span = each["difference"]
+                rest.append(f"{each['first']} ({each['bytes'][0]:,.0f} B) against a DS-CNN of {rows['ds-cnn']['network']['parameters']:,} float "
+                            f"parameters ({rows['ds-cnn']['test'][figure]:.3f}): {span['estimate']:+.3f} ({span['low']:+.3f} to {span['high']:+.3f}).")
+        seeds = len(found["seeds"])
+        rest.append(f"{found['title']}: {found['part'] or 'whole set'}; {seeds} seeds; test was looked at {found['test_evaluations']} times.")
+    return "\n".join([*lines, "", *(f"- {line}" for line in rest)])
+
+
 def readme() -> str:
     """README.md with the tables of today's results."""
     text = (ROOT / "README.md").read_text()
-    for name, content in (("figures", table()), ("heads", head_table()), ("kernels", kernel_table())):
+    for name, content in (("figures", table()), ("heads", head_table()), ("kernels", kernel_table()), ("accuracy", accuracy_table())):
         head, rest = text.split(f"<!-- {name}:", 1)
         comment, rest = rest.split("-->\n", 1)
         end = f"<!-- /{name} -->"

@@ -11,7 +11,7 @@ from pyhtpw.nets import Graph, Node
 from pyhtpw.train.heads import code_scale
 from pyhtpw.train.kernels import single_blas
 from pyhtpw.train.layers import EPSILON
-from pyhtpw.train.model import MIN_GAMMA, Model
+from pyhtpw.train.model import CODE_RANGE, MIN_GAMMA, Model
 from pyhtpw.train.objective import cross_entropy, macro_f1, score
 from pyhtpw.train.optim import AdamW, Ema, clip_gradient, decays, learning_rate
 
@@ -81,6 +81,26 @@ def test_gradient_of_the_whole_network(graph):
         # Kernels before a normalisation may have hardly any gradient: measure those against the whole.
         scale = max(np.linalg.norm(expected), 1e-3 * whole)
         assert np.linalg.norm(found - expected) <= TOLERANCE * scale, name
+
+
+def test_codes_start_like_kernels_and_keep_to_their_range():
+    graph = small()
+    model = Model(graph, seed=3)
+    codes = [model.params[name] for name in model.params if name.endswith(".codes")]
+    values = np.concatenate([z.ravel() for z in codes])
+    assert 0.1 < values.std() < 0.2
+    codes[0].flat[0] = -40.0
+    size = np.sqrt(np.mean(np.square(np.concatenate([z.ravel() for z in codes]))))
+    model.project()
+    assert codes[0].flat[0] == pytest.approx(-CODE_RANGE[4] * size, rel=1e-5)
+    kernel = model.expand()
+    assert all(np.isfinite(value).all() for value in kernel.values())
+    published = Model(nets.build("published_generator", t=64), seed=3)
+    alone = next(name for name in published.params if name.endswith(".codes"))
+    published.params[alone][:] = 0
+    published.params[alone].flat[0] = 5.0
+    published.project()
+    assert published.params[alone].flat[0] == 5.0, "one code has no others to keep up with"
 
 
 def test_rounding_of_codes_is_straight_through():
