@@ -226,10 +226,11 @@ def _pack(plan: Plan, model: Model, seed: int, data: Dataset, folder: Path, grap
     calibration = _calibration(p, data) if model.calibrate else None
     config = {**plan.configuration(model, seed), "calibration": calibration and calibration["chosen"]}
     pipeline.freeze_stage(path, quantised, data, config, median, checkpoint=kind)
-    image = quantised.image.data
+    image, account = quantised.image.data, pipeline.bill(quantised.image.parsed)
     return {
         "image_bytes": len(image), "image_sha256": hashlib.sha256(image).hexdigest(),
-        "deflate_bytes": len(zlib.compress(image, 9)), "sections": pipeline.bill(quantised.image.parsed)["sections"],
+        "deflate_bytes": len(zlib.compress(image, 9)), "sections": account["sections"],
+        "if_stored": account["whole_image_if_stored"],
         "threshold": quantised.threshold, "median_filter": median,
         "kernel_errors": {name: round(float(e), 6) for name, e in errors.items()},
         "validation": score(p, data.val, quantised.threshold, name="validation", protocol=plan.protocol.partition(":")[0]),

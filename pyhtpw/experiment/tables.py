@@ -131,6 +131,7 @@ def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[st
         "seeds": [each["seed"] for each in results.runs[name]],
         "over_budget": any(each["over_budget"] for each in results.runs[name]),
         **{key: results.mean(name, key) for key in _SPREAD},
+        "if_stored": {bits: results.mean(name, "if_stored", bits) for bits in ("8", "4", "2")},
         "arena": results.mean(name, "plan_m4", "arena"), "cache": results.mean(name, "plan_m4", "cache"),
         "cortex_m4": {key: results.mean(name, "cortex_m4", key) for key in ("synthesis", "inference", "generating_every_time")},
         "validation": {key: results.mean(name, "validation", key) for key in ("macro_f1", "auc", "accuracy", "balanced_accuracy")},
@@ -222,6 +223,12 @@ def _f(value: float | None, digits: int = 3) -> str:
     return "not run" if value is None else f"{value:.{digits}f}"
 
 
+def _stored(row: dict[str, Any]) -> str:
+    """What the image would take with its generated kernels stored: the same function, byte for byte at 8 bits."""
+    sizes = [row["if_stored"][bits] for bits in ("8", "4", "2")]
+    return "-" if None in sizes or not row["network"]["generated_weights"] else " / ".join(map(_n, sizes))
+
+
 def _with_interval(row: dict[str, Any], figure: str) -> str:
     if not row["test"]:
         return "not run"
@@ -248,7 +255,7 @@ def markdown(found: dict[str, Any]) -> str:
     out += [f"Evaluations of test for this plan, all told: {found['test_evaluations']}.", ""]
     out += [f"- {note}" for note in found["notes"]] + ([""] if found["notes"] else [])
     published = any(row["published"] for row in found["models"])
-    heads = ["model", "image, bytes", "DEFLATE", "SRAM, bytes", "M4 instructions", "generating each time",
+    heads = ["model", "image, bytes", "stored at 8 / 4 / 2 bits", "DEFLATE", "SRAM, bytes", "M4 instructions", "generating each time",
              *(figure.replace("_", " ") for figure in figures), "Brier", "ECE", "retention", "validation macro-F1"]
     heads += ["published"] if published else []
     out += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -256,7 +263,7 @@ def markdown(found: dict[str, Any]) -> str:
         sram = None if row["arena"] is None else row["arena"] + row["cache"]
         test = row["test"] or {}
         cells = [row["model"] + (f" ({row['note']})" if row["note"] else "") + (", OVER BUDGET" if row["over_budget"] else ""),
-                 _n(row["image_bytes"]), _n(row["deflate_bytes"]), _n(sram), _n(row["cortex_m4"]["inference"]),
+                 _n(row["image_bytes"]), _stored(row), _n(row["deflate_bytes"]), _n(sram), _n(row["cortex_m4"]["inference"]),
                  _n(row["cortex_m4"]["generating_every_time"]), *(_with_interval(row, figure) for figure in figures),
                  _f(test.get("brier")), _f(test.get("ece")),
                  f"{100 * row['retention']:.1f} %" if "retention" in row else "-", _f(row["validation"]["macro_f1"])]
