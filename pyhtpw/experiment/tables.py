@@ -127,7 +127,8 @@ def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[st
     name = model.name
     run = results.runs[name][0]
     row: dict[str, Any] = {
-        "model": name, "note": model.note, "published": model.published, "network": run["network"], "budget": model.budget,
+        "model": name, "note": model.note, "published": model.published, "network": run["network"],
+        "generator": "GENR" in (run.get("sections") or {}), "budget": model.budget,
         "seeds": [each["seed"] for each in results.runs[name]],
         "over_budget": any(each["over_budget"] for each in results.runs[name]),
         **{key: results.mean(name, key) for key in _SPREAD},
@@ -321,6 +322,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
+def _apart(points: Sequence[tuple[float, float]], gap: float) -> list[float]:
+    """Heights for the labels of points, near their own, `gap` apart from those of points with about as many bytes."""
+    heights = [y for _, y in points]
+    order = sorted(range(len(points)), key=lambda i: points[i][1])
+    for at, i in enumerate(order):
+        beside = [heights[j] for j in order[:at] if abs(np.log2(points[i][0] / points[j][0])) < 0.4]
+        heights[i] = max([heights[i], *(h + gap for h in beside)])
+    return heights
+
+
 def draw(found: dict[str, Any], figure: str) -> Any:
     """Figure against image bytes, with intervals, and the Pareto front; None if nothing is scored on test."""
     from matplotlib.figure import Figure
@@ -335,7 +346,7 @@ def draw(found: dict[str, Any], figure: str) -> Any:
         axes = plot.add_subplot()
         points = [(row["image_bytes"], row["test"][figure]) for row in rows]
         for generated, colour, marker, label in ((True, VERMILLION, "o", "generated kernels"), (False, BLUE, "s", "stored kernels")):
-            mine = [i for i, row in enumerate(rows) if bool(row["network"]["generated_weights"]) is generated]
+            mine = [i for i, row in enumerate(rows) if row["generator"] is generated]
             if not mine:
                 continue
             x, y = zip(*(points[i] for i in mine), strict=True)
@@ -344,7 +355,6 @@ def draw(found: dict[str, Any], figure: str) -> Any:
                 if not isinstance(rows[i]["interval"], str):
                     span = rows[i]["interval"]["figures"][figure]
                     axes.plot([points[i][0]] * 2, [span["low"], span["high"]], "-", color=colour, linewidth=0.8, alpha=0.6)
-                axes.annotate(rows[i]["model"], points[i], xytext=(4, 4), textcoords="offset points", fontsize=7, color=MUTED)
         line = [points[i] for i in front(points)]
         axes.plot(*zip(*line, strict=True), "-", color=GREEN, linewidth=1, label="Pareto front", zorder=0)
         axes.set(xscale="log", xlabel="whole image, bytes", ylabel=f"{figure.replace('_', ' ')} on test",
@@ -354,6 +364,10 @@ def draw(found: dict[str, Any], figure: str) -> Any:
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_xlim(low / 1.3, high * 1.6)
+        top, bottom = axes.get_ylim()[1], axes.get_ylim()[0]
+        for (x, y), row, height in zip(points, rows, _apart(points, (top - bottom) / 45), strict=True):
+            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.3} if abs(height - y) > (top - bottom) / 90 else None
+            axes.annotate(row["model"], (x, y), xytext=(x * 1.03, height), fontsize=6.5, color=MUTED, va="center", arrowprops=line)
         axes.legend(loc="lower right")
         return plot
 
@@ -367,7 +381,7 @@ def draw_budgets(found: dict[str, Any], figure: str) -> Any:
     rows = [row for row in found["best_under"] if row["model"]]
     if not rows:
         return None
-    made = {row["model"] for row in found["models"] if row["network"]["generated_weights"]}
+    made = {row["model"] for row in found["models"] if row["generator"]}
     with style():
         plot = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = plot.add_subplot()
