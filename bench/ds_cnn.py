@@ -6,7 +6,7 @@ depthwise 3x3 and 1x1 convolutions, each with batch normalisation and ReLU, mean
 78,342 parameters. It sees the very batches that a network of this package sees with the same seed (windows, order, augmentation),
 with the same optimiser (AdamW, warm-up, half cosine, clipping) and the same choice of checkpoint (best macro-F1 of validation).
 
-    python bench/ds_cnn.py results/plan/keywords.toml ds-cnn --data-dir DATA      # every seed that is not done
+    python bench/ds_cnn.py results/plan/keywords-official6.toml ds-cnn --data-dir DATA      # every seed that is not done
 
 The plan's model says ``net = "external"`` and gives ``steps`` and, in ``train``, what differs from `DEFAULTS`. A seed that is
 stopped goes on from its last checkpoint. Needs PyTorch, which is no dependency of the package.
@@ -30,10 +30,12 @@ from torch import nn
 from pyhtpw.data import Dataset
 from pyhtpw.errors import ConfigError
 from pyhtpw.evaluate import metrics
+from pyhtpw.evaluate.choices import LOG
 from pyhtpw.experiment.external import score_external
 from pyhtpw.experiment.plan import Model, Plan, load_plan
 from pyhtpw.experiment.runner import Folders, done, load_dataset
 from pyhtpw.image.writer import save
+from pyhtpw.pipeline import prepare_folder
 from pyhtpw.train.batches import Sampler, load_batch
 from pyhtpw.train.optim import BETAS, learning_rate
 
@@ -124,8 +126,7 @@ def run(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders, co
     steps = model.steps or plan.steps
     if not steps:
         raise ConfigError(f"{plan.name}: model {model.name}: nothing says how many steps: set steps")
-    folder = folders.run(plan.name, model.name, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = prepare_folder(folders.run(plan.name, model.name, seed))
     checkpoint, net, facts = train(data, {**DEFAULTS, **model.train}, steps, seed, folder)
     save(checkpoint, folder / "best.pt")
     return score_external(plan, model.name, seed, data, folders, checkpoint=checkpoint, p_val=probabilities(net, data.val.x),
@@ -148,7 +149,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     plan = load_plan(args.plan)
     model = plan.model(args.model)
-    folders = Folders(args.work, args.out, args.out / "test-log.jsonl")
+    folders = Folders(args.work, args.out, args.out / LOG)
     data = load_dataset(plan, args.data_dir, args.cache_dir)
     command = shlex.join(["python", "bench/ds_cnn.py", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])])
     for seed in args.seed or plan.seeds_of(model):

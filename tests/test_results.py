@@ -32,16 +32,13 @@ def test_tables_are_of_the_committed_runs(path):
     files = sorted((RESULTS / "runs" / path.stem).glob("*.json"))
     assert found["sources"] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     assert (RESULTS / f"{path.stem}.md").read_text() == tables.markdown(found)
-    for row in found["comparisons"]:
-        if row["primary"] and "difference" in row and row["difference"]["low"] is not None and not any(
-            "not_run" in other for other in found["comparisons"] if other["primary"]
-        ):
-            assert row["holm"]["p_holm"] >= row["holm"]["p"]
+    primary = [row for row in found["comparisons"] if row["primary"]]
+    if not any("not_run" in row for row in primary):
+        assert all(row["holm"]["p_holm"] >= row["holm"]["p"] for row in primary)
 
 
 def test_every_look_at_test_is_logged_once():
-    if not RUNS:
-        pytest.skip("no committed runs")
+    assert RUNS
     lines = [json.loads(line) for line in (RESULTS / "test-log.jsonl").read_text().splitlines()]
     logged = [line["run"] for line in lines]
     for file in RUNS:
@@ -50,5 +47,4 @@ def test_every_look_at_test_is_logged_once():
             name = f"{file.parent.name}/{file.stem}"
             assert logged.count(name) == 1, f"{name} was scored {logged.count(name)} times"
             assert Decisions.load(file.with_suffix(".npz")).y.size == run["test"]["n"]
-        text = file.read_text()
-        assert "/work/" not in text and "/tmp/" not in text, f"{file.name} names a path of the machine that made it"
+        assert not any(word.startswith("/") for word in run["command"].split()), f"{file.name}: its command names a folder of one machine"
