@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from pyhtpw.errors import QuantiseError
 from pyhtpw.quant.scales import Factors, factors
@@ -21,11 +22,6 @@ def _rows(kernel: np.ndarray, axis: int, per_tensor: bool) -> np.ndarray:
     """The kernel as float64 (channels, weights of one), or (1, weights)."""
     rows = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
     return rows.reshape(1 if per_tensor else len(rows), -1)
-
-
-def _round(rows: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    low, high = LIMITS[bits]
-    return np.clip(np.rint(rows / scales[:, None]), low, high)
 
 
 THRESHOLD = 0.7
@@ -51,13 +47,31 @@ def _best(rows: np.ndarray, bits: int, on_grid, rule: str = "best") -> tuple[np.
     largest = np.abs(rows).max(axis=1)
     # a channel of zeros has no scale of its own; give it one that its bias can be expressed in
     largest = np.where(largest > 1e-12, largest, max(largest.max(), 1e-6))
-    best, chosen, least = np.zeros(len(rows)), np.zeros_like(rows), np.full(len(rows), np.inf)
-    for fraction in _FRACTIONS[bits]:
-        scales = on_grid(largest * fraction / LIMITS[bits][1])
-        q = _round(rows, scales, bits)
-        error = ((q * scales[:, None] - rows) ** 2).sum(axis=1)
-        better = error < least
-        best[better], chosen[better], least[better] = scales[better], q[better], error[better]
+    tried = on_grid((np.outer(_FRACTIONS[bits], largest) / LIMITS[bits][1]).ravel()).reshape(-1, len(rows))
+    low, high = LIMITS[bits]
+    return _least_error(np.ascontiguousarray(rows), tried, float(low), float(high))
+
+
+# Training on rounded kernels asks for every kernel in every step. No sum is reordered and no product contracted, as these
+# integers go into images: the same kernel must give the same ones on every machine.
+@njit(cache=True, nogil=True, error_model="numpy")
+def _least_error(rows: np.ndarray, tried: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of the scales `tried` (fractions, rows) of every row the first with the least squared error, and its integers."""
+    best, chosen = np.zeros(len(rows)), np.zeros_like(rows)
+    q, squared = np.empty(rows.shape[1]), np.empty(rows.shape[1])
+    for r in range(len(rows)):
+        least = np.inf
+        for scale in tried[:, r]:
+            for i in range(q.size):  # apart from the sum, so that it runs in vectors
+                q[i] = min(max(np.rint(rows[r, i] / scale), low), high)
+                error = q[i] * scale - rows[r, i]
+                squared[i] = error * error
+            total = 0.0
+            for i in range(q.size):
+                total += squared[i]
+            if total < least:
+                least, best[r] = total, scale
+                chosen[r] = q
     return best, chosen
 
 
