@@ -6,10 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pyhtpw.data.dataset import Split
 from pyhtpw.errors import DataError
 from pyhtpw.evaluate import balanced_accuracy, macro_f1, metrics
 from pyhtpw.evaluate.bootstrap import Interval, Scored, Sums, draw, holm, holm_intervals, intervals, paired, people
-from pyhtpw.evaluate.calibration import class_thresholds, decide_by_class, fit_temperature, subject_thresholds, warmed
+from pyhtpw.evaluate.calibration import (
+    adapted_to_subjects,
+    class_thresholds,
+    decide_by_class,
+    fit_temperature,
+    subject_thresholds,
+    warmed,
+)
 
 
 def scored(seed: int, *, n: int = 120, classes: int = 2, clusters: int = 8, skill: float = 1.0, noise: int | None = None) -> Scored:
@@ -172,3 +180,19 @@ def test_subject_thresholds_adapt_to_the_beginning_alone() -> None:
     assert np.allclose(at[:4], 0.3) and (at[4:] == 0.5).all()  # b's beginning has one class
     same, _ = subject_thresholds(p, np.where(left, 1 - y, y), group, position, np.ones(8, bool), before=2, otherwise=0.5)
     assert np.array_equal(at, same), "labels that are scored have no part in it"
+
+
+def test_adaptation_to_subjects_is_scored_where_nothing_was_adapted_with() -> None:
+    fs, rng = 10.0, np.random.default_rng(2)
+    group, position = np.repeat(["a", "b"], 100), np.tile(np.arange(100) * 60, 2)  # a window every 6 s: 50 of 100 in five minutes
+    y = np.tile([0, 0, 1, 0], 50).astype(np.int64)
+    positive = np.where(y == 1, 0.8, 0.2) - np.where(group == "b", 0.5, 0) * (y == 1)  # b's beats score low: .3 against .2
+    positive += rng.uniform(-0.04, 0.04, 200)
+    split = Split(np.zeros((200, 1, 1), np.float32), y, group, position, np.ones(200, bool))
+    p = np.stack([1 - positive, positive], axis=1)
+    found = adapted_to_subjects(p, split, 0.5, fs)
+    assert found is not None and found["windows"] == 100 and found["records"] == 2
+    assert found["subject"]["f1"] == 1 > found["t_star"]["f1"] == pytest.approx(2 * 0.5 / 1.5)  # t* finds the half that is a's
+    again = adapted_to_subjects(np.where((position < 3000)[:, None], p, p[::-1]), split, 0.5, fs)
+    assert again is not None and again["records_with_another_threshold"] == found["records_with_another_threshold"]
+    assert adapted_to_subjects(p, split, 0.5, 1000.0) is None, "records shorter than what is adapted with"

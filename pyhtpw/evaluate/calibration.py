@@ -6,9 +6,12 @@ thresholds per subject take labels of the very person and are an upper bound tha
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from ..data.dataset import Split
 from ..errors import DataError
 from . import metrics
 from .protocol import THRESHOLDS, tune_threshold
@@ -143,3 +146,41 @@ def subject_thresholds(p: np.ndarray, y: np.ndarray, group: np.ndarray, position
         if 0 < y[known].sum() < known.sum():
             threshold[own] = tune_threshold(p[known], y[known])[0]
     return threshold, np.asarray(mask) & ~early
+
+
+ADAPTATION_S = 300
+"""Seconds of a record that AAMI EC57 lets an algorithm adapt to."""
+
+
+def adapted_to_subjects(p: np.ndarray, split: Split, threshold: float, fs: float) -> dict[str, Any] | None:
+    """`subject_thresholds` of the first five minutes beside t*, both on what was not adapted with: an ablation, never a result.
+
+    Parameters
+    ----------
+    p : (N, 2) float
+        Probabilities of the windows of `split`, after any filter.
+    split : Split
+        Two classes; positions in samples.
+    threshold : float
+        t*, which validation gave.
+    fs : float
+        Samples per second.
+
+    Returns
+    -------
+    dict or None
+        ``adapted_s``, scored ``windows`` and ``records``, ``records_with_another_threshold``, and for ``t_star`` and ``subject``
+        ``macro_f1`` and ``f1`` of the second class. None if the records are too short for it, or a class is not left.
+    """
+    y, mask = split.y, split.score_mask
+    own, left = subject_thresholds(p[:, 1], y, split.group, split.position, mask, before=round(ADAPTATION_S * fs), otherwise=threshold)
+    if not 0 < left.sum() < mask.sum() or not 0 < y[left].sum() < left.sum():
+        return None
+    found: dict[str, Any] = {
+        "adapted_s": ADAPTATION_S, "windows": int(left.sum()), "records": len(np.unique(split.group[left])),
+        "records_with_another_threshold": len(np.unique(split.group[left & (own != threshold)])),
+    }  # fmt: skip
+    for name, at in (("t_star", np.full(len(p), threshold)), ("subject", own)):
+        decided = (p[:, 1] >= at).astype(np.int64)
+        found[name] = {"macro_f1": metrics.macro_f1(y, decided, mask=left), "f1": metrics.per_class(y, decided, mask=left)[1]["f1"]}
+    return found

@@ -29,7 +29,7 @@ from pyhtpw.data.seal import seal
 from pyhtpw.errors import ConfigError, MissingToolError
 from pyhtpw.evaluate import decide, metrics, score, smoothed
 from pyhtpw.evaluate.bootstrap import Scored, people
-from pyhtpw.evaluate.calibration import class_thresholds, decide_by_class, fit_temperature, warmed
+from pyhtpw.evaluate.calibration import adapted_to_subjects, class_thresholds, decide_by_class, fit_temperature, warmed
 from pyhtpw.evaluate.choices import data_identity
 from pyhtpw.evaluate.choices import load as load_choices
 from pyhtpw.experiment.plan import Model, Plan
@@ -295,7 +295,7 @@ def _test(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders, 
         decisions = Decisions.of(tested, threshold, data)
         block = {"test": tested.figures, "test_notes": tested.notes, "test_evaluations": tested.evaluations}
         if result["calibration"] and kind == "raw":
-            block["calibration_test"] = _calibration_test(result["calibration"]["chosen"], tested)
+            block["calibration_test"] = _calibration_test(result["calibration"]["chosen"], tested, threshold, data.fs)
         if kind == "raw":
             save(decisions.to_bytes(), path.with_suffix(".npz"))
             found |= block
@@ -306,11 +306,13 @@ def _test(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders, 
     return result
 
 
-def _calibration_test(chosen: dict[str, Any], tested: pipeline.Tested) -> dict[str, float]:
-    """What the ablations that validation fitted give on test."""
+def _calibration_test(chosen: dict[str, Any], tested: pipeline.Tested, threshold: float | None, fs: float) -> dict[str, Any]:
+    """What the ablations that validation fitted give on test, and thresholds from the first five minutes of each test record."""
     y, mask, p = tested.split.y, tested.split.score_mask, tested.p
     decided = decide_by_class(p, np.array(chosen["class_thresholds"]))
+    subjects = None if threshold is None else adapted_to_subjects(p, tested.split, threshold, fs)
     return {
+        **({"subjects": subjects} if subjects else {}),
         "ece": metrics.calibration_error(y, p, mask=mask),
         "ece_temperature": metrics.calibration_error(y, warmed(p, chosen["temperature"]), mask=mask),
         "macro_f1_class_thresholds": metrics.macro_f1(y, decided, classes=p.shape[1], mask=mask),

@@ -154,6 +154,11 @@ def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[st
     if all(each.get("calibration_test") for each in results.runs[name]):
         row["calibration"] = {key: results.mean(name, "calibration_test", key)
                               for key in ("ece", "ece_temperature", "macro_f1_class_thresholds")}
+    if all(_get(each, "calibration_test", "subjects") for each in results.runs[name]):
+        row["subjects"] = {key: {figure: results.mean(name, "calibration_test", "subjects", key, figure) for figure in ("macro_f1", "f1")}
+                           for key in ("t_star", "subject")}
+        row["subjects"] |= {key: results.mean(name, "calibration_test", "subjects", key)
+                            for key in ("adapted_s", "windows", "records", "records_with_another_threshold")}
     row["interval"] = intervals(results.scored(name), veb=veb).to_dict() if meaningful else NOT_MEANINGFUL
     return row
 
@@ -279,6 +284,12 @@ def markdown(found: dict[str, Any]) -> str:
             c = row["calibration"]
             out += [f"- {row['model']}, calibrated on validation: ECE {_f(c['ece'])}, with temperature {_f(c['ece_temperature'])}; "
                     f"macro-F1 with a threshold per class {_f(c['macro_f1_class_thresholds'])}"]
+        if row.get("subjects"):
+            c = row["subjects"]
+            out += [f"- {row['model']}, a threshold per record from the labels of its first {c['adapted_s'] / 60:.0f} minutes, the rest "
+                    f"scored ({_n(round(c['windows']))} windows): macro-F1 {_f(c['subject']['macro_f1'])}, with t* of validation "
+                    f"{_f(c['t_star']['macro_f1'])}; F1 of the second class {_f(c['subject']['f1'])}, {_f(c['t_star']['f1'])}; "
+                    f"{c['records_with_another_threshold']:.1f} of {c['records']:.0f} records get another threshold"]
     out += [""]
     if found["comparisons"]:
         heads = ["comparison", "figure", "first - second", "difference (95 %)", "Holm interval", "p (Holm)"]
