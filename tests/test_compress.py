@@ -126,12 +126,12 @@ def test_the_float_network_of_an_image(signal):
 
 def test_fine_tuning_brings_logits_nearer_and_keeps_the_input(signal):
     image, x = signal
-    made = compress(image, len(image.data), x[:600], heads={"pw": "stored:bits=2"}, steps=80)
-    assert "before 80 steps" in made.tuned and not made.tuned.startswith("not")
+    made = compress(image, len(image.data), x[:600], heads={"pw": "stored:bits=2"}, steps=300)
+    assert "before 300 steps" in made.tuned and not made.tuned.startswith("not")
     plain = compress(image, len(image.data), x[:600], heads={"pw": "stored:bits=2"})
     wanted = reals(read_model(image.data), image.run_batch(x[600:]))  # windows that nothing has seen
     gaps = [np.mean((reals(m.model, m.image.run_batch(x[600:])) - wanted) ** 2) for m in (made, plain)]
-    assert gaps[0] < gaps[1]
+    assert gaps[0] < gaps[1] / 2
     old, new = read_model(image.data), read_model(made.image.data)
     assert new.input == old.input and new.info.input_scale == old.info.input_scale and new.info.threshold == old.info.threshold
 

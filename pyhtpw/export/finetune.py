@@ -19,6 +19,7 @@ from pyhtpw.nets.graph import Graph, Node, pool_windows, same_padding
 from pyhtpw.quant import quantise
 from pyhtpw.quant.aware import AwareModel
 from pyhtpw.quant.fit import fit_network
+from pyhtpw.quant.quantise import recalibrated
 from pyhtpw.quant.scales import HALF, Factors, factors, requant
 from pyhtpw.quant.statistics import EPS
 from pyhtpw.train.kernels import single_blas
@@ -175,6 +176,7 @@ def finetune(
     wanted = (teacher.astype(np.float32) - out.zero_point) * (info.logit_scale if info is not None and info.logit_scale > 0 else _USUAL)
     calibration = x[:256]
     graph, params, _ = fit_network(graph, params, heads, calibration=calibration, seed=seed)
+    params = recalibrated(graph, params, calibration)
     net, rng = AwareModel(graph, params, seed), np.random.default_rng([seed, 0x46494E])
     optimiser = AdamW(net, 0.0)
     with single_blas():
@@ -185,7 +187,9 @@ def finetune(
             clip_gradient(net.gradient, 1.0)
             optimiser.step(i + 1, learning_rate(i, steps, RATE, min(WARMUP, steps // 2)))
     classes = info.classes if info is not None else tuple(f"class {i}" for i in range(out.c))
-    made = quantise(graph, net.state(), calibration, classes=classes, sample_rate=info.sample_rate if info is not None else 0.0)
+    # what rounding does was corrected where training began, and trained on since: to correct it once more would spoil that
+    made = quantise(graph, net.state(), calibration, classes=classes, sample_rate=info.sample_rate if info is not None else 0.0,
+                    recalibrate=False)
     made = _with_input(made, t, made.info.input_scale / step)
     return replace(made, info=None if info is None else replace(made.info, name=info.name, threshold=info.threshold, input_scale=step))
 

@@ -82,10 +82,8 @@ def quantise(
     graph, params = freeze(graph, params, calibration)
     heads = quantise_heads(graph, params)
     network, values, rounded = _with_kernels(graph, params, heads)
-    if recalibrate and rounded:
-        exact = {f"{name}.weight": kernel for name, kernel in Model(graph, params).kernels().items()}
-        before, _ = statistics(network, {**values, **exact}, calibration, None, rounded)
-        _, values = statistics(network, values, calibration, before, rounded)
+    if recalibrate:
+        values = _corrected(network, values, rounded, Model(graph, params).kernels(), calibration)
     acts = Model(network, values).activations(calibration)
     for node in graph.nodes:
         acts.update(inner(node, acts[node.inputs[0]], values))
@@ -121,6 +119,23 @@ def quantise(
         heads.heads,
         {"scales": {name: (s.scale, s.zero_point) for name, s in scales.items()}},
     )
+
+
+def recalibrated(graph: Graph, params: Mapping[str, np.ndarray], calibration: np.ndarray) -> dict[str, np.ndarray]:
+    """The parameters, their normalisation statistics corrected as by `quantise`: where training on rounded kernels begins."""
+    network, values, rounded = _with_kernels(graph, params, quantise_heads(graph, params))
+    values = _corrected(network, values, rounded, Model(graph, params).kernels(), np.ascontiguousarray(calibration, np.float32))
+    running = [f"{name}.{part}" for name in rounded for part in ("mean", "var") if f"{name}.{part}" in params]
+    return {**params, **{name: values[name] for name in running}}
+
+
+def _corrected(network: Graph, values: dict, rounded: set[str], exact: Mapping[str, np.ndarray], calibration: np.ndarray) -> dict:
+    """The values, running statistics moved by what rounded kernels change in place of exact ones."""
+    if not rounded:
+        return values
+    plain = {**values, **{f"{name}.weight": kernel for name, kernel in exact.items()}}
+    before, _ = statistics(network, plain, calibration, None, rounded)
+    return statistics(network, values, calibration, before, rounded)[1]
 
 
 def with_threshold(model: IntegerModel, threshold: float) -> IntegerModel:
