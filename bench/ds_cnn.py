@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from pyhtpw.data import Dataset
-from pyhtpw.errors import ConfigError
+from pyhtpw.errors import ConfigError, HtpwError
 from pyhtpw.evaluate import metrics
 from pyhtpw.evaluate.choices import LOG
 from pyhtpw.experiment.external import score_external
@@ -149,6 +149,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     plan = load_plan(args.plan)
     model = plan.model(args.model)
+    strange = [seed for seed in args.seed or [] if seed not in plan.seeds_of(model)]
+    if strange:
+        raise ConfigError(f"{plan.name}: model {model.name}: seed {strange[0]} is none of the plan's: {list(plan.seeds_of(model))}")
     folders = Folders(args.work, args.out, args.out / LOG)
     data = load_dataset(plan, args.data_dir, args.cache_dir)
     command = shlex.join(["python", "bench/ds_cnn.py", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])])
@@ -162,4 +165,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HtpwError as error:
+        sys.exit(f"ds_cnn: {error}")
