@@ -15,7 +15,8 @@ from pyhtpw.cli import packing as cli_packing
 from pyhtpw.cli import training as cli_training
 from pyhtpw.data import Dataset, Split, hrv
 from pyhtpw.data.dataset import describe
-from pyhtpw.errors import ConfigError, DataError
+from pyhtpw.data.seal import seal
+from pyhtpw.errors import ConfigError, DataError, SealedError
 from pyhtpw.quant import quantise
 from pyhtpw.recipes import RECIPES
 from pyhtpw.train import Model, TrainConfig, train
@@ -149,6 +150,27 @@ def test_features_are_found_once(features, folder, monkeypatch):
     moved = replace(other.val, x=other.val.x + np.float32(1))
     hrv.featured(replace(other, val=moved), folder)
     assert len(list(folder.glob("features-*.npz"))) == 2
+
+
+def test_processes_share_the_windows(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(hrv, "_CHUNK", 7)
+    told = []
+    found = hrv.featured(small(), tmp_path, jobs=2, progress=lambda *state: told.append(state))
+    for part in ("train", "val", "test"):
+        np.testing.assert_array_equal(getattr(found, part).x, getattr(features, part).x)
+    assert [done for done, _, _ in told] == [7, 14, 20, 27, 34, 40, 47, 54, 60] and {total for _, total, _ in told} == {60}
+
+
+def test_a_sample_is_windows_of_the_whole_split():
+    data = small()
+    few = hrv.sample(data, 5)
+    assert few.val.x.shape == (5, *data.val.x.shape[1:]) and few.val.group.tolist() == ["val0", "val4", "val9", "val14", "val19"]
+    np.testing.assert_array_equal(few.val.x, data.val.x[[0, 4, 9, 14, 19]])
+    assert hrv.sample(data, 50).test.x.shape == data.test.x.shape
+    hidden = hrv.sample(seal(data), 5).test
+    with pytest.raises(SealedError):
+        hidden.y  # noqa: B018
+    assert len(hidden) == 5 and hidden.opened().y.tolist() == data.test.y[[0, 4, 9, 14, 19]].tolist()
 
 
 def test_features_are_scaled_on_training_windows_alone(features):

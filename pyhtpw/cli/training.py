@@ -1,5 +1,6 @@
 """Commands: train a network, or take the whole path from data to report."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from pyhtpw.cli.common import (
     Steps,
     Strict,
     app,
+    counter,
     emit,
     load_data,
     recipe_of,
@@ -122,7 +124,9 @@ def train(
         teacher=_teacher(teacher, teacher_net, teacher_steps),
         objective={name: value for name, value in terms.items() if value is not None},
     )
-    dataset, chosen = for_network(chosen.net, dataset, cache_dir), training.on_features(chosen, recipe_of(data, dataset))
+    chosen = training.on_features(chosen, recipe_of(data, dataset))
+    with counter(as_json) as count:
+        dataset = for_network(chosen.net, dataset, cache_dir, jobs=os.cpu_count() or 1, progress=count)
     if dry_run:
         _estimate(training.estimate(chosen, dataset, steps=steps, seed=seed), as_json)
         return

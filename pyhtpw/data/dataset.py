@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,10 @@ class Split:
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    def taken(self, at: np.ndarray) -> Split:
+        """The windows at the indices `at`."""
+        return replace(self, **{f.name: getattr(self, f.name)[at] for f in fields(self)})
 
 
 @dataclass(frozen=True)

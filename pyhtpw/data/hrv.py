@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
@@ -39,7 +43,10 @@ LEAST_INTERVALS = 2
 VERSION = 1
 """Counts up when a feature changes, so that none is taken from a cache of before."""
 
-_HASHED = 4096  # windows at a time
+Progress = Callable[[int, int, str], None]
+"""Told how many windows of how many are done, and what is done with them."""
+
+_HASHED, _CHUNK = 4096, 256  # windows at a time
 _INTERVALS_S = (0.3, 2.0)  # outside: missed and doubled beats
 _BANDS_HZ = ((0.04, 0.15), (0.15, 0.4))
 _SIGNAL_BAND_HZ = (0.5, 5.0)
@@ -142,8 +149,26 @@ def window_features(x: np.ndarray, fs: float) -> np.ndarray:
     return found
 
 
-def _rows(data: Dataset, cache_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
-    """`window_features` of every split, kept in the cache of the data sets: finding beats takes milliseconds a window.
+def _all_features(data: Dataset, jobs: int, progress: Progress) -> dict[str, np.ndarray]:
+    """`window_features` of every split, a chunk at a time, in `jobs` processes if that is more than one."""
+    chunks = [(part, getattr(data, part).x[start : start + _CHUNK]) for part in SPLITS
+              for start in range(0, len(getattr(data, part).x), _CHUNK)]
+    total, rows = sum(len(x) for _, x in chunks), []
+    jobs = min(jobs, len(chunks) // 4)  # to start a process takes as long as some hundred windows
+    with ExitStack() as stack:
+        if jobs > 1:  # spawned: threads of the trainer do not survive a fork
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")))
+            made = pool.map(window_features, [x for _, x in chunks], [data.fs] * len(chunks))
+        else:
+            made = map(window_features, [x for _, x in chunks], [data.fs] * len(chunks))
+        for found in made:
+            rows.append(found)
+            progress(sum(map(len, rows)), total, "features of windows")
+    return {part: np.concatenate([found for (owner, _), found in zip(chunks, rows, strict=True) if owner == part]) for part in SPLITS}
+
+
+def _rows(data: Dataset, cache_dir: str | os.PathLike[str] | None, jobs: int, progress: Progress) -> dict[str, np.ndarray]:
+    """`window_features` of every split, kept in the cache of the data sets: finding beats takes 5 to 20 ms a window.
 
     The file is named after all that decides its content: the windows, their rate, the detector's version and this module's.
     """
@@ -158,7 +183,7 @@ def _rows(data: Dataset, cache_dir: str | os.PathLike[str] | None) -> dict[str, 
             return {part: found[part] for part in SPLITS}
     except (OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged: the archive has checksums
         pass
-    rows = {part: window_features(getattr(data, part).x, data.fs) for part in SPLITS}
+    rows = _all_features(data, jobs, progress)
     archive = io.BytesIO()
     np.savez_compressed(archive, **rows)
     try:
@@ -169,14 +194,16 @@ def _rows(data: Dataset, cache_dir: str | os.PathLike[str] | None) -> dict[str, 
     return rows
 
 
-def featured(data: Dataset, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def featured(data: Dataset, cache_dir: str | os.PathLike[str] | None = None, *, jobs: int = 1,
+             progress: Progress = lambda done, total, what: None) -> Dataset:
     """The same windows as 16 features each: x (N, 1, 16) with mean 0 and standard deviation 1 over the training windows.
 
     A feature that a window does not have (too few beats) is 0, the mean. ``description["features"]`` holds names, means and
     deviations, which a host needs to feed the network, and how many windows of each split had too few beats. Raises DataError
-    if no training window has any. What is found is kept in ``cache_dir`` (`pyhtpw.data.cache`).
+    if no training window has any. What is found is kept in ``cache_dir`` (`pyhtpw.data.cache`). ``jobs`` processes share the
+    windows; a script that asks for more than one guards its main module, as `multiprocessing` wants it.
     """
-    rows = _rows(data, cache_dir)
+    rows = _rows(data, cache_dir, jobs, progress)
     known = np.isfinite(rows["train"])
     if not known.all(axis=1).any():
         raise DataError(f"data set {data.name}: no training window has beats enough for its features: take longer windows")
@@ -193,7 +220,19 @@ def featured(data: Dataset, cache_dir: str | os.PathLike[str] | None = None) -> 
     return replace(data, **splits, description={**data.description, "features": note})
 
 
-def for_network(name: str, data: Dataset, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def for_network(name: str, data: Dataset, cache_dir: str | os.PathLike[str] | None = None, *, jobs: int = 1,
+                progress: Progress = lambda done, total, what: None) -> Dataset:
     """What the network called ``name`` reads: `featured` windows for ``hrv_featnet`` where ``data`` still has signals, else
     ``data``."""
-    return featured(data, cache_dir) if name == "hrv_featnet" and data.train.x.shape[1:] != (1, len(FEATURES)) else data
+    if name != "hrv_featnet" or data.train.x.shape[1:] == (1, len(FEATURES)):
+        return data
+    return featured(data, cache_dir, jobs=jobs, progress=progress)
+
+
+def sample(data: Dataset, windows: int) -> Dataset:
+    """Every so many-th window of each split, at most `windows` of each: enough to tell how long something takes."""
+    parts = {}
+    for part in SPLITS:
+        split = getattr(data, part)
+        parts[part] = split.taken(np.unique(np.linspace(0, len(split.x) - 1, windows).astype(np.int64)))
+    return replace(data, **parts)

@@ -39,6 +39,10 @@ class SealedSplit:
 
     score_mask = y
 
+    def taken(self, at: np.ndarray) -> SealedSplit:
+        """The windows at the indices `at`, as sealed."""
+        return SealedSplit(self.x[at], self.group[at], self.position[at], lambda: self._labels().taken(at))
+
     def opened(self) -> Split:
         """The split with its labels; for `pyhtpw.evaluate.choices.unseal` alone."""
         return replace(self._labels(), x=self.x)

@@ -12,6 +12,7 @@ import atexit
 import hashlib
 import io
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable
@@ -95,8 +96,20 @@ def load_dataset(plan: Plan, data_dir: Path | None, cache_dir: Path | None) -> D
                      **plan.data_options))
 
 
+def _by_tenths(name: str, say: Say) -> Callable[[int, int, str], None]:
+    told = -1
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal told
+        if done * 10 // total > told:
+            told = done * 10 // total
+            say(f"{name}: {what}, {done:,} of {total:,}")
+
+    return progress
+
+
 def run_one(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders, *, validation_only: bool = False,
-            command: str = "", compiler: str = "auto", say: Say = lambda text: None) -> dict[str, Any]:
+            command: str = "", compiler: str = "auto", cache_dir: Path | None = None, say: Say = lambda text: None) -> dict[str, Any]:
     """Bring a run to its end, or to validation, from wherever it is; the result, which is also on disk.
 
     Raises ConfigError for a configuration that cannot be, and whatever training, packing and scoring raise. Ctrl-C leaves a run
@@ -106,7 +119,7 @@ def run_one(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders
     state = done(plan, model, seed, folders)
     if state == "tested" or (state and validation_only):
         return json.loads(result_path.read_text())
-    data = for_network(model.net, data)
+    data = for_network(model.net, data, cache_dir, jobs=os.cpu_count() or 1, progress=_by_tenths(model.name, say))
     pipeline.prepare_folder(folders.run(plan.name, model.name, seed))
     result_path.parent.mkdir(parents=True, exist_ok=True)
     if state:

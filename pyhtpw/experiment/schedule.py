@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pyhtpw.data import Dataset
-from pyhtpw.data.hrv import for_network
+from pyhtpw.data.hrv import NETWORKS, for_network, sample
 from pyhtpw.errors import ConfigError, HtpwError
 from pyhtpw.experiment.plan import EXTERNAL, Model, Plan, load_plan
 from pyhtpw.experiment.runner import Folders, done, load_dataset, run_one
 
 _THREADS = "NUMBA_NUM_THREADS"
+_SAMPLED = 256  # windows of each split of which a dry run makes features
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | 
                "budget": model.budget, "image_bytes": None, "hours": None}
         if data is not None:
             if model.name not in costs:
-                costs[model.name] = estimate(_without_teacher(plan, model), for_network(model.net, data), seed=seed)
+                # features of every window take longer than the training: those of some do
+                seen = for_network(model.net, sample(data, _SAMPLED) if model.net in NETWORKS else data)
+                costs[model.name] = estimate(_without_teacher(plan, model), seen, seed=seed)
             row["image_bytes"] = costs[model.name].image_bytes
             row["hours"] = 0.0 if trained else round(costs[model.name].hours, 3)
         rows.append(row)
@@ -103,7 +106,7 @@ def run_all(path: Path, source: Source, folders: Folders, *, only: list[str] | N
     """
     plan = load_plan(path)
     runs = chosen(plan, only)
-    options = {"validation_only": validation_only, "command": command, "compiler": compiler}
+    options = {"validation_only": validation_only, "command": command, "compiler": compiler, "cache_dir": source.cache_dir}
     ended = Ended(plan, say)
     if jobs == 1:
         data = load_dataset(plan, source.data_dir, source.cache_dir)
