@@ -68,7 +68,7 @@ def probabilities(net: DsCnn, x: np.ndarray, batch: int = 128) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def train(data: Dataset, settings: dict[str, Any], steps: int, seed: int, folder: Path) -> tuple[bytes, DsCnn, dict[str, Any]]:
+def train(data: Dataset, settings: dict[str, Any], steps: int, seed: int, folder: Path, config: str) -> tuple[bytes, DsCnn, dict[str, Any]]:
     """The checkpoint that validation chooses, the network holding it, and the facts of its training."""
     torch.manual_seed(seed)
     net = DsCnn(len(data.classes)).to(memory_format=torch.channels_last)
@@ -77,10 +77,12 @@ def train(data: Dataset, settings: dict[str, Any], steps: int, seed: int, folder
     optimiser = torch.optim.AdamW([{"params": kernels, "weight_decay": settings["weight_decay"]},
                                    {"params": others, "weight_decay": 0.0}], lr=settings["lr"], betas=BETAS)
     sampler = Sampler(data.train.y, len(data.classes), settings["balance"])
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "curve": []}
+    state: dict[str, Any] = {"config": config, "step": 0, "seconds": 0.0, "best": None, "curve": []}
     last = folder / "last.pt"
     if last.is_file():
         state = torch.load(last, weights_only=False)
+        if state.get("config") != config:
+            raise ConfigError(f"{last}: is the checkpoint of another configuration: remove its folder, or give another --work")
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["rng"])
@@ -127,7 +129,7 @@ def run(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders, co
     if not steps:
         raise ConfigError(f"{plan.name}: model {model.name}: nothing says how many steps: set steps")
     folder = prepare_folder(folders.run(plan.name, model.name, seed))
-    checkpoint, net, facts = train(data, {**DEFAULTS, **model.train}, steps, seed, folder)
+    checkpoint, net, facts = train(data, {**DEFAULTS, **model.train}, steps, seed, folder, plan.config_sha256(model, seed))
     save(checkpoint, folder / "best.pt")
     return score_external(plan, model.name, seed, data, folders, checkpoint=checkpoint, p_val=probabilities(net, data.val.x),
                           p_test=probabilities(net, data.test.x), parameters=sum(p.numel() for p in net.parameters()),

@@ -146,6 +146,9 @@ def test_holm_by_hand() -> None:
     assert wide["far"]["level"] == pytest.approx(0.975) and wide["near"]["level"] == pytest.approx(0.95)
     assert wide["far"]["low"] == pytest.approx(3 + 0.0125 * 4) and wide["far"]["p_holm"] == pytest.approx(4 / 1002)
     assert wide["near"]["p"] > 0.05
+    late = holm_intervals({"a": Interval.of(1.0, np.linspace(-0.04, 2, 1001)), "b": Interval.of(1.0, np.linspace(-0.045, 2, 1001))})
+    assert max(each["p"] for each in late.values()) < 0.05 < min(each["p_holm"] for each in late.values())
+    assert all(each["level"] == pytest.approx(0.975) and each["low"] < 0 for each in late.values()), "stopped at the first"
 
 
 def test_temperature_undoes_overconfidence() -> None:

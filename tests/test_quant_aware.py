@@ -122,3 +122,9 @@ def test_a_run_trains_on_integer_kernels(tmp_path):
     assert all(np.array_equal(whole.params[k], resumed.params[k]) for k in whole.params)
     with pytest.raises(ConfigError, match="aware is 1"):
         TrainConfig(steps=1, aware=1)
+
+
+def test_one_scale_per_tensor_is_refused():
+    with pytest.raises(ConfigError, match="one scale per tensor"):
+        AwareModel(network({"pw": "stored:bits=4,per_tensor"}))
+    AwareModel(network({"pw": "stored:per_tensor"}))  # 8 bits stay float

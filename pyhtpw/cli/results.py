@@ -48,7 +48,7 @@ def run(
     folders = _folders(out, work, test_log)
     if dry_run:
         declared = load_plan(plan)
-        rows = schedule.table(declared, folders, only, load_dataset(declared, data_dir, cache_dir))
+        rows = schedule.table(declared, folders, only, load_dataset(declared, data_dir, cache_dir), cache_dir)
         if as_json:
             emit({"runs": rows, "hours": sum(row["hours"] for row in rows)})
             return

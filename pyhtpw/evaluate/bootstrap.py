@@ -309,7 +309,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def holm_intervals(differences: Mapping[str, Interval], level: float = LEVEL) -> dict[str, dict[str, float]]:
     """Differences with intervals that go with Holm's procedure.
 
-    The comparison with the k-th smallest p of m (k from 0) gets confidence 1 - (1 - level) / (m - k).
+    The comparison with the k-th smallest p of m (k from 0) gets confidence 1 - (1 - level) / (m - k), and from the first whose
+    adjusted p is above 1 - level on all get that one's: the procedure stops there, and no later interval may exclude 0 by being narrower.
 
     Returns
     -------
@@ -319,8 +320,9 @@ def holm_intervals(differences: Mapping[str, Interval], level: float = LEVEL) ->
     raw = {name: each.p_value for name, each in differences.items()}
     corrected, out = holm(raw), {}
     order = sorted(raw, key=lambda name: (raw[name], name))
+    last = next((k for k, name in enumerate(order) if corrected[name] > 1 - level), len(order) - 1)
     for name, each in differences.items():
-        own = 1 - (1 - level) / (len(order) - order.index(name))
+        own = 1 - (1 - level) / (len(order) - min(order.index(name), last))
         wide = Interval.of(each.estimate, each.draws, own)
         out[name] = {**wide.to_dict(), "level": own, "p": raw[name], "p_holm": corrected[name]}
     return out

@@ -189,7 +189,9 @@ def append(log: Path, run: str, choices: Choices, figures: Mapping[str, Any]) ->
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line + "\n")
+            file.seek(0)
+            before = file.read()
+            file.write(("" if before.endswith("\n") or not before else "\n") + line + "\n")  # a line cut off stays a line of its own
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)

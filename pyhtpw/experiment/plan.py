@@ -25,6 +25,7 @@
     start = "plain"                    # begin with this model's weights of the same seed; other heads are fitted to them
     ema = true                         # score the averaged weights too, with their own t*
     published = "225.5 kB, F1 .567"    # what others say of it, printed beside what was measured
+    declared_after = "beats-aami"      # what had been seen of this test set when the model was added; a comparison has it too
 
     [[compare]]
     name = "generated against stored, 8 kB"
@@ -76,6 +77,7 @@ class Model:
     calibrate: bool = False
     note: str = ""
     published: str = ""
+    declared_after: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Compare:
     second: tuple[str, ...]
     figure: str = ""
     primary: bool = False
+    declared_after: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,8 @@ def _made(kind: type, table: object, where: str) -> Any:
 
 def load_plan(path: Path) -> Plan:
     """Read a declaration; ConfigError naming file and entry if it makes no sense."""
+    from pyhtpw.train.trainer import TrainConfig  # the trainer takes a second to load
+
     path = Path(path)
     table = dict(load_toml(path))
     models = [_made(Model, each, f"{path}: model {i}") for i, each in enumerate(table.pop("model", []), start=1)]
@@ -240,6 +245,15 @@ def load_plan(path: Path) -> Plan:
     if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds):
         raise ConfigError(f"{path}: seeds {list(plan.seeds)}: give at least one, none twice")
     for model in models:
-        plan.recipe(model)
+        recipe = plan.recipe(model)
+        if model.net != EXTERNAL:
+            settings = sorted(set(recipe.train) - {f.name for f in fields(TrainConfig)})
+            if settings:
+                raise ConfigError(f"{path}: model {model.name}: train has the unknown entry {settings[0]!r}: it takes "
+                                  f"{', '.join(f.name for f in fields(TrainConfig) if f.name != 'seed')}")
     plan.ordered()
+    for model in models:
+        for other in (model.teacher, model.start):
+            if other and ":" not in other and plan.model(other).net == EXTERNAL:
+                raise ConfigError(f"{path}: model {model.name} needs {other}, which is made elsewhere and leaves no run folder")
     return plan

@@ -9,13 +9,15 @@ again; test is scored only when no result of it is on disk.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,6 +75,16 @@ class Folders:
         return found / pipeline.RUN
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """The result in a file; ConfigError if it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        found["config_sha256"], found["seed"]  # noqa: B018
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is no whole result ({error}): restore it, or remove it and its work folder and run it again") from error
+    return found
+
+
 def done(plan: Plan, model: Model, seed: int, folders: Folders) -> str:
     """How far a run has come: "", "validated" or "tested".
 
@@ -81,7 +93,7 @@ def done(plan: Plan, model: Model, seed: int, folders: Folders) -> str:
     path = folders.result(plan.name, model.name, seed)
     if not path.is_file():
         return ""
-    found = json.loads(path.read_text())
+    found = read_result(path)
     if found["config_sha256"] != plan.config_sha256(model, seed):
         raise ConfigError(f"{path}: was made with another configuration of {model.name}: give the changed model another name, or "
                           "remove the result and its work folder by hand (its lines stay in the test log)")
@@ -116,14 +128,32 @@ def run_one(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders
     that the next call takes up.
     """
     result_path = folders.result(plan.name, model.name, seed)
+    with held(folders.run(plan.name, model.name, seed)):
+        return _run_alone(plan, model, seed, data, folders, result_path, validation_only, command, compiler, cache_dir, say)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a run, so that no second process trains in its folder or scores it: ConfigError if another one does."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{folder}: another process is at this run: wait for it, or give another --work and --out") from error
+        yield
+
+
+def _run_alone(plan: Plan, model: Model, seed: int, data: Dataset, folders: Folders, result_path: Path, validation_only: bool,
+               command: str, compiler: str, cache_dir: Path | None, say: Say) -> dict[str, Any]:
     state = done(plan, model, seed, folders)
     if state == "tested" or (state and validation_only):
-        return json.loads(result_path.read_text())
+        return read_result(result_path)
     data = for_network(model.net, data, cache_dir, jobs=os.cpu_count() or 1, progress=_by_tenths(model.name, say))
     pipeline.prepare_folder(folders.run(plan.name, model.name, seed))
     result_path.parent.mkdir(parents=True, exist_ok=True)
     if state:
-        result = json.loads(result_path.read_text())
+        result = read_result(result_path)
     else:
         result = _to_validation(plan, model, seed, data, folders, command, compiler, say)
         _write(result_path, result)

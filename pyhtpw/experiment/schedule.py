@@ -53,7 +53,8 @@ def chosen(plan: Plan, only: list[str] | None) -> list[tuple[Model, int]]:
     return made
 
 
-def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | None) -> list[dict[str, Any]]:
+def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | None,
+          cache_dir: Path | None = None) -> list[dict[str, Any]]:
     """A dry run: a row per run with its state and, if `data` are given, image bytes as the network starts and hours of training,
     from a few timed steps of each model. The hours of runs that are trained are 0."""
     from pyhtpw.training import estimate
@@ -67,7 +68,7 @@ def table(plan: Plan, folders: Folders, only: list[str] | None, data: Dataset | 
         if data is not None:
             if model.name not in costs:
                 # features of every window take longer than the training: those of some do
-                seen = for_network(model.net, sample(data, _SAMPLED) if model.net in NETWORKS else data)
+                seen = for_network(model.net, sample(data, _SAMPLED) if model.net in NETWORKS else data, cache_dir)
                 costs[model.name] = estimate(_without_teacher(plan, model), seen, seed=seed)
             row["image_bytes"] = costs[model.name].image_bytes
             row["hours"] = 0.0 if trained else round(costs[model.name].hours, 3)

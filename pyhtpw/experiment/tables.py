@@ -17,7 +17,7 @@ import numpy as np
 from pyhtpw.errors import ConfigError
 from pyhtpw.evaluate.bootstrap import Interval, Scored, holm_intervals, intervals, paired
 from pyhtpw.experiment.plan import Compare, Model, Plan
-from pyhtpw.experiment.runner import Decisions, Folders, done
+from pyhtpw.experiment.runner import Decisions, Folders, done, read_result
 
 NOT_MEANINGFUL = "CI not meaningful"
 _SPREAD = ("image_bytes", "deflate_bytes")  # means of whole numbers
@@ -30,7 +30,7 @@ class Results:
         self.plan, self.folders = plan, folders
         self.runs: dict[str, list[dict[str, Any]]] = {}
         for model in plan.models:
-            found = [json.loads(folders.result(plan.name, model.name, seed).read_text())
+            found = [read_result(folders.result(plan.name, model.name, seed))
                      for seed in plan.seeds_of(model) if done(plan, model, seed, folders)]
             if found:
                 self.runs[model.name] = found
@@ -60,12 +60,16 @@ class Results:
         values = [_get(run, *keys) for run in self.runs[name]]
         return None if any(value is None for value in values) else float(np.mean(values))
 
+    def over_budget(self, name: str) -> bool:
+        """Whether any seed's image is larger than the model's budget: such a model stands for nothing in a comparison."""
+        return any(run["over_budget"] for run in self.runs[name])
+
     def best(self, names: Sequence[str], figure: str) -> str:
         """Of several models the one with the best mean validation figure; ConfigError if one has not got there, or all are too large."""
         missing = [n for n in names if len(self.runs.get(n, [])) < len(self.plan.seeds_of(self.plan.model(n)))]
         if missing:
             raise ConfigError(f"{self.plan.name}: {missing[0]} has not been run with all its seeds: a comparison takes all of them")
-        fits = [n for n in names if not any(run["over_budget"] for run in self.runs[n])]
+        fits = [n for n in names if not self.over_budget(n)]
         if not fits:
             raise ConfigError(f"{self.plan.name}: {', '.join(names)}: every one is larger than its budget")
         key = ("validation", "veb", figure.removeprefix("veb_")) if figure.startswith("veb_") else ("validation", figure)
@@ -78,11 +82,17 @@ def _get(value: Any, *keys: str) -> Any:
     return value
 
 
-def looks(folders: Folders, plan: str) -> int:
-    """Lines of the test log that belong to a plan."""
-    if not folders.log.is_file():
-        return 0
-    return sum(json.loads(line)["run"].startswith(f"{plan}/") for line in folders.log.read_text().splitlines() if line.strip())
+def looks(folders: Folders, plan: Plan) -> tuple[int, int]:
+    """Lines of the test log that belong to a plan, and those of the same test set, whatever the plan."""
+    own = same = 0
+    for number, text in enumerate(folders.log.read_text().splitlines() if folders.log.is_file() else (), start=1):
+        try:
+            line = json.loads(text)
+            own += line["run"].startswith(f"{plan.name}/")
+            same += (line["data"], line["protocol"]) == (plan.data, plan.protocol)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folders.log}: line {number} is no evaluation ({error}): restore it") from error
+    return own, same
 
 
 def build(plan: Plan, folders: Folders) -> dict[str, Any]:
@@ -92,6 +102,7 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
     notes = sorted({note for runs in results.runs.values() for run in runs for note in run.get("test_notes") or []})
     meaningful = not any(NOT_MEANINGFUL in note for note in notes)
     first = next(iter(results.runs.values()))[0]
+    own, same = looks(folders, plan)
     rows = [_row(results, model, veb, meaningful) for model in plan.models if model.name in results.runs]
     for row, model in zip(rows, (plan.model(row["model"]) for row in rows), strict=True):
         teacher = _teacher_figure(results, model)
@@ -100,7 +111,7 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
     return {
         "plan": plan.name, "title": plan.title, "note": plan.note, "data": first["data"], "part": first.get("part"),
         "synthetic": first["synthetic"], "classes": first["classes"], "seeds": list(plan.seeds), "median_filter": plan.median,
-        "test_evaluations": looks(folders, plan.name), "notes": notes, "counts": first.get("counts"),
+        "test_evaluations": own, "test_evaluations_of_the_set": same, "notes": notes, "counts": first.get("counts"),
         "models": rows, "not_run": [m.name for m in plan.models if m.name not in results.runs],
         "incomplete": [m.name for m in plan.models if m.name in results.runs and not results.complete(m.name)],
         "comparisons": _comparisons(results, veb, meaningful), "best_under": best_under(plan, rows),
@@ -109,25 +120,22 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
 
 
 def _teacher_figure(results: Results, model: Model) -> float | None:
-    """Test macro-F1 of the run that taught a model, of this plan or another; of the plan's only teacher for one without; else None."""
-    plan = results.plan
-    names = {m.teacher for m in plan.models if m.teacher}
-    name = model.teacher or (names.pop() if len(names) == 1 else "")
-    if not name:
+    """Test macro-F1 of the run that taught a model, of this plan or another; None for one that nothing taught."""
+    if not model.teacher:
         return None
-    seed = model.teacher_seed if model.teacher else next(m.teacher_seed for m in plan.models if m.teacher == name)
-    other, colon, own = name.partition(":")
-    path = results.folders.result(other, own, seed) if colon else results.folders.result(plan.name, name, seed)
+    plan, seed = results.plan, model.teacher_seed
+    other, colon, own = model.teacher.partition(":")
+    path = results.folders.result(other, own, seed) if colon else results.folders.result(plan.name, model.teacher, seed)
     if not path.is_file():
         return None
-    return _get(json.loads(path.read_text()), "test", "macro_f1")
+    return _get(read_result(path), "test", "macro_f1")
 
 
 def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[str, Any]:
     name = model.name
     run = results.runs[name][0]
     row: dict[str, Any] = {
-        "model": name, "note": model.note, "published": model.published, "network": run["network"],
+        "model": name, "note": model.note, "published": model.published, "declared_after": model.declared_after, "network": run["network"],
         "generator": "GENR" in (run.get("sections") or {}), "budget": model.budget,
         "seeds": [each["seed"] for each in results.runs[name]],
         "over_budget": any(each["over_budget"] for each in results.runs[name]),
@@ -139,7 +147,7 @@ def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[st
         "training_seconds": results.mean(name, "training", "seconds"),
     }  # fmt: skip
     if veb:
-        row["validation"]["veb_f1"] = results.mean(name, "validation", "veb", "f1")
+        row["validation"] |= {f"veb_{key}": results.mean(name, "validation", "veb", key) for key in ("sensitivity", "ppv", "f1")}
     if not results.complete(name):
         row["test"] = None
         return row
@@ -186,6 +194,7 @@ def _comparisons(results: Results, veb: bool, meaningful: bool) -> list[dict[str
             rows.append({**_described(each, figure), "not_run": str(error)})
             continue
         row = {**_described(each, figure), "first": sides[0], "second": sides[1],
+               "left_out": [name for name in (*each.first, *each.second) if results.over_budget(name)],
                "bytes": [results.mean(side, "image_bytes") for side in sides]}
         if not all(results.complete(side) for side in sides):
             row["not_run"] = "not scored on test yet"
@@ -205,7 +214,8 @@ def _comparisons(results: Results, veb: bool, meaningful: bool) -> list[dict[str
 
 
 def _described(each: Compare, figure: str) -> dict[str, Any]:
-    return {"name": each.name, "figure": figure, "primary": each.primary, "candidates": [list(each.first), list(each.second)]}
+    return {"name": each.name, "figure": figure, "primary": each.primary, "declared_after": each.declared_after,
+            "candidates": [list(each.first), list(each.second)]}
 
 
 def _sources(results: Results) -> dict[str, str]:
@@ -258,7 +268,8 @@ def markdown(found: dict[str, Any]) -> str:
         shares = ", ".join(f"{name} {100 * n / max(1, total):.1f} %" for name, n in counts.items() if name != "unscored")
         out += [f"- {part}: {total:,} scored windows ({shares})"]
     out += [""]
-    out += [f"Evaluations of test for this plan, all told: {found['test_evaluations']}.", ""]
+    out += [f"Evaluations of test for this plan, all told: {found['test_evaluations']}; of the same test set in all plans: "
+            f"{found['test_evaluations_of_the_set']}.", ""]
     out += [f"- {note}" for note in found["notes"]] + ([""] if found["notes"] else [])
     published = any(row["published"] for row in found["models"])
     heads = ["model", "image, bytes", "stored at 8 / 4 / 2 bits", "DEFLATE", "SRAM, bytes", "M4 instructions", "generating each time",
@@ -268,14 +279,19 @@ def markdown(found: dict[str, Any]) -> str:
     for row in found["models"]:
         sram = None if row["arena"] is None else row["arena"] + row["cache"]
         test = row["test"] or {}
-        cells = [row["model"] + (f" ({row['note']})" if row["note"] else "") + (", OVER BUDGET" if row["over_budget"] else ""),
+        own = "" if row["seeds"] == found["seeds"] else ", seed " + ", ".join(map(str, row["seeds"])) + " alone"
+        late = f", declared after {row['declared_after']}" if row["declared_after"] else ""
+        cells = [row["model"] + (f" ({row['note']})" if row["note"] else "") + own + late + (", OVER BUDGET" if row["over_budget"] else ""),
                  _n(row["image_bytes"]), _stored(row), _n(row["deflate_bytes"]), _n(sram), _n(row["cortex_m4"]["inference"]),
                  _n(row["cortex_m4"]["generating_every_time"]), *(_with_interval(row, figure) for figure in figures),
                  _f(test.get("brier")), _f(test.get("ece")),
                  f"{100 * row['retention']:.1f} %" if "retention" in row else "-", _f(row["validation"]["macro_f1"])]
         cells += [row["published"] or "-"] if published else []
         out.append("| " + " | ".join(cells) + " |")
-    out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people and seeds drawn jointly.", ""]
+    drawn = {row["interval"]["clusters"] for row in found["models"] if isinstance(row.get("interval"), dict)}
+    clusters = f", {_n(drawn.pop())} clusters of test windows" if len(drawn) == 1 else ""
+    out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people (or files of no person, such as "
+            f"silence) and seeds drawn jointly{clusters}. Retention: macro-F1 over that of the very run that taught the model.", ""]
     for row in found["models"]:
         if row.get("ema"):
             averaged = ", ".join(f"{name} {_f(row['ema'][key])}" for name, key in (("macro-F1", "macro_f1"), ("AUC", "auc")))
@@ -310,10 +326,12 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def _compared(row: dict[str, Any]) -> list[str]:
-    name = row["name"] + (" (primary)" if row["primary"] else "")
+    name = row["name"] + (" (primary)" if row["primary"] else "") + (
+        f", declared after {row['declared_after']}" if row["declared_after"] else "")
     if "not_run" in row:
         return [name, row["figure"], "", f"not run: {row['not_run']}", "", ""]
     sides = f"{row['first']} ({_n(row['bytes'][0])}) - {row['second']} ({_n(row['bytes'][1])})"
+    sides += f"; over budget and left out: {', '.join(row['left_out'])}" if row["left_out"] else ""
     d, h = row["difference"], row.get("holm")
     inside = NOT_MEANINGFUL if d["low"] is None else f"{d['low']:+.4f} to {d['high']:+.4f}"
     return [name, row["figure"], sides, f"{d['estimate']:+.4f} ({inside})",

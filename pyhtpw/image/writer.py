@@ -2,6 +2,7 @@
 
 import os
 import struct
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -321,13 +322,24 @@ def assemble(payload: dict[str, bytes]) -> bytes:
     return head + struct.pack("<I", zlib.crc32(head + table)) + table + bytes(body)
 
 
-def save(data: bytes, path: str | os.PathLike[str]) -> None:
-    """Writes bytes to `path` by way of a temporary file, so that a half-written image never carries the name."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes bytes to `path` by way of a temporary file of this thread's own, so that a half-written file never carries the name.
+
+    Makes the folder if need be. Raises OSError, and ValueError for a path without a name.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(data: bytes, path: str | os.PathLike[str]) -> None:
+    """Writes bytes to `path`, all or nothing (`replace_file`); ImageError if that cannot be done."""
+    path = Path(path)
+    try:
+        replace_file(path, data)
     except OSError as error:
         raise ImageError(f"{path}: cannot write: {error.strerror}; choose a folder that you may write to") from error

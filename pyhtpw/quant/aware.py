@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pyhtpw.errors import ConfigError
 from pyhtpw.nets.graph import Graph
 from pyhtpw.quant.heads import IntegerHeads, quantise_heads
 from pyhtpw.quant.stored import nearest
@@ -53,6 +54,10 @@ class AwareModel(Model):
         self._narrow = [
             node for node in graph.nodes if node.name in graph.kernel_shapes() and not node.head.generated and node.head.bits < 8
         ]
+        shared = next((node.name for node in self._narrow if node.head.per_tensor), None)
+        if shared is not None:  # its integers hang on gains of the normalisation and on the multiplier, which packing alone knows
+            raise ConfigError(f"{shared}: kernels of one scale per tensor ({graph.node(shared).head.text()}) cannot be trained as the image "
+                              "will hold them: leave out per_tensor, or do not train aware")
 
     def expand(self) -> dict[str, np.ndarray]:
         """The parameters with every kernel as the image will hold it."""

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 from pyhtpw.errors import ConfigError, ToolError
+from pyhtpw.image.writer import replace_file
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replaces `path` by `data` in one step, making its folder if need be; ConfigError if that cannot be done."""
     path = Path(path)
     try:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, data)
     except (OSError, ValueError) as error:  # ValueError: a path without a name
         raise ConfigError(
             f"{path}: cannot write: {getattr(error, 'strerror', error)}; choose a path that you may write to"
