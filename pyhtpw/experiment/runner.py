@@ -79,7 +79,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """The result in a file; ConfigError if it is damaged."""
     try:
         found = json.loads(path.read_text())
-        found["config_sha256"], found["seed"]  # noqa: B018
+        found["config_sha256"], found["seed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is no whole result ({error}): restore it, or remove it and its work folder and run it again") from error
     return found

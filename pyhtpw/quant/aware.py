@@ -56,8 +56,8 @@ class AwareModel(Model):
         ]
         shared = next((node.name for node in self._narrow if node.head.per_tensor), None)
         if shared is not None:  # its integers hang on gains of the normalisation and on the multiplier, which packing alone knows
-            raise ConfigError(f"{shared}: kernels of one scale per tensor ({graph.node(shared).head.text()}) cannot be trained as the image "
-                              "will hold them: leave out per_tensor, or do not train aware")
+            raise ConfigError(f"{shared}: kernels of one scale per tensor ({graph.node(shared).head.text()}) cannot be trained as the "
+                              "image will hold them: leave out per_tensor, or do not train aware")
 
     def expand(self) -> dict[str, np.ndarray]:
         """The parameters with every kernel as the image will hold it."""

@@ -98,9 +98,10 @@ def quantise_stored(
 ) -> tuple[np.ndarray, Factors]:
     """Integers of a stored kernel and its requantisation.
 
-    In 8 bits the multiplier comes first: only scales that a multiplier of so few bits exactly stands for are tried, so that it
-    costs no accuracy; the same per tensor. In 4 and 2 bits per channel the integers come first, and are those of `nearest` whatever the multiplier: a network that
-    was trained on them (`pyhtpw.quant.aware`) finds them in its image. Their scale moves to the nearest that a multiplier stands for.
+    In 8 bits, and per tensor, the multiplier comes first: only scales that a multiplier of so few bits exactly stands for are
+    tried, so that it costs no accuracy. In 4 and 2 bits per channel the integers come first, and are those of `nearest` whatever
+    the multiplier: a network that was trained on them (`pyhtpw.quant.aware`) finds them in its image. Their scale moves to the
+    nearest that a multiplier stands for.
 
     Parameters
     ----------
