@@ -188,7 +188,7 @@ class Plan:
         return done
 
 
-def _made(kind: type, table: object, where: str) -> Any:
+def made(kind: type, table: object, where: str) -> Any:
     """A dataclass from a TOML table; ConfigError names an entry that it does not have, or lacks."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} is {table!r}: give a table")
@@ -211,17 +211,25 @@ def _made(kind: type, table: object, where: str) -> Any:
     return kind(**values)
 
 
-def load_plan(path: Path) -> Plan:
-    """Read a declaration; ConfigError naming file and entry if it makes no sense."""
+def check_training(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a setting that the trainer does not have."""
     from pyhtpw.train.trainer import TrainConfig  # the trainer takes a second to load
 
+    known = [f.name for f in fields(TrainConfig) if f.name != "seed"]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: train has the unknown entry {unknown[0]!r}: it takes {', '.join(known)}")
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a declaration; ConfigError naming file and entry if it makes no sense."""
     path = Path(path)
     table = dict(load_toml(path))
-    models = [_made(Model, each, f"{path}: model {i}") for i, each in enumerate(table.pop("model", []), start=1)]
-    compare = [_made(Compare, each, f"{path}: compare {i}") for i, each in enumerate(table.pop("compare", []), start=1)]
+    models = [made(Model, each, f"{path}: model {i}") for i, each in enumerate(table.pop("model", []), start=1)]
+    compare = [made(Compare, each, f"{path}: compare {i}") for i, each in enumerate(table.pop("compare", []), start=1)]
     if not models:
         raise ConfigError(f"{path}: declares no [[model]]")
-    plan = _made(Plan, {**table, "name": path.stem, "models": models, "compare": compare}, str(path))
+    plan = made(Plan, {**table, "name": path.stem, "models": models, "compare": compare}, str(path))
     names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1 or not name or any(c in name for c in "/:\\ "):
@@ -247,10 +255,7 @@ def load_plan(path: Path) -> Plan:
     for model in models:
         recipe = plan.recipe(model)
         if model.net != EXTERNAL:
-            settings = sorted(set(recipe.train) - {f.name for f in fields(TrainConfig)})
-            if settings:
-                raise ConfigError(f"{path}: model {model.name}: train has the unknown entry {settings[0]!r}: it takes "
-                                  f"{', '.join(f.name for f in fields(TrainConfig) if f.name != 'seed')}")
+            check_training(recipe.train, f"{path}: model {model.name}")
     plan.ordered()
     for model in models:
         for other in (model.teacher, model.start):

@@ -40,7 +40,7 @@ from typing import Any
 
 from pyhtpw.errors import ConfigError, HtpwError, ToolError
 from pyhtpw.evaluate.choices import fingerprint
-from pyhtpw.experiment.plan import Model, Plan
+from pyhtpw.experiment.plan import Model, Plan, check_training, made
 from pyhtpw.nets.toml import load_toml
 
 OBJECTIVES = ("val_macro_f1", "image_bytes", "m4_instructions")
@@ -84,13 +84,10 @@ class Sweep:
             for name in folders:
                 at = at.setdefault(name, {})
             at[last] = _parsed(self.space[path], value)
-        known = {f.name for f in fields(Model)}
-        unknown = sorted(set(table) - known)
-        if unknown:
-            raise ConfigError(f"{self.name}: a trial has the unknown entry {unknown[0]!r}: entries are those of a plan's model")
         if any(table.get(name) for name in ("teacher", "start")):
             raise ConfigError(f"{self.name}: trials stand alone: teacher and start belong to a plan")
-        model = Model(**{"name": "trial", **table})
+        model = made(Model, {"name": "trial", **table}, f"{self.name}: a trial")
+        check_training(model.train, f"{self.name}: a trial")
         return Plan(self.name, self.name, self.data, self.protocol, (self.seed,), (model,), data_options=self.data_options,
                     data_seed=self.data_seed, steps=self.steps, median=self.median, train=self.train)
 
@@ -103,15 +100,12 @@ def _parsed(space: Mapping[str, Any], value: Any) -> Any:
 def load_sweep(path: Path) -> Sweep:
     """Read a declaration; ConfigError naming file and entry if it makes no sense."""
     table = dict(load_toml(path))
-    known = {f.name for f in fields(Sweep)} - {"name"}
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise ConfigError(f"{path}: has the unknown entry {unknown[0]!r}: its entries are {', '.join(sorted(known))}")
     for name in ("data", "protocol", "space"):
         if not table.get(name):
             raise ConfigError(f"{path}: {name} is not given")
-    sweep = Sweep(name=Path(path).stem, **table)
-    if isinstance(sweep.trials, bool) or not isinstance(sweep.trials, int) or sweep.trials < 1:
+    sweep = made(Sweep, {**table, "name": Path(path).stem}, str(path))
+    check_training(sweep.train, str(path))
+    if sweep.trials < 1:
         raise ConfigError(f"{path}: trials is {sweep.trials!r}: give a whole number of at least 1")
     distributions(sweep)
     return sweep
