@@ -135,7 +135,7 @@ def test_a_trial_that_cannot_be_is_a_result(tmp_path):
     ("trials = 3", "trials = 0", "at least 1"),
     ('protocol = "synthetic"', "", "protocol is not given"),
     ("steps = 3", 'steps = "3"', "steps is '3': give a value of type int"),
-    ("steps = 3", "steps = 3\nbase = 3", "base is 3: give a value of type dict"),
+    ("trials = 3", 'trials = 3\nmedian = "5"', "median is '5': give a value of type int"),
 ])
 def test_a_declaration_that_makes_no_sense(tmp_path, old, new, words):
     with pytest.raises(ConfigError, match=words):
