@@ -42,7 +42,8 @@ def table() -> str:
          "codes, generator, head and their section headers (`pyhtpw bill`)"),
         ("macro-F1 / ROC-AUC, test", f"{test['macro_f1']:.3f} / {test['auc']:.3f}",
          f"MIT-BIH, `{r['protocol']}` split, {test['n']:,} windows, int8 logits of the C library, t* = {test['threshold']:.2f} from validation, "
-         f"seed {r['seed']}; {'; '.join(r['test_notes'])}. Published: .567 / .962 at about 225 kB"),
+         f"seed {r['seed']}; {'; '.join(r['test_notes'])}. Published: .567 / .962 at about 225 kB. An early network, whose recipe had been scored "
+         "on test three times (docs/reproducing.md); declared runs are below"),
         ("bytes that differ", f"{r['bytes_differ']} of {r['bytes_compared']:,}",
          "kernels and logits, every pair of: " + ", ".join(dict.fromkeys(n for p in r["pairs"] for n in (p["a"], p["b"])))),
         ("Cortex-M4: boot synthesis", f"{whole['instructions']['synthesis']:,} instructions", "once; counted under the unicorn emulator, "
