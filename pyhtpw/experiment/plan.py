@@ -9,6 +9,7 @@
     steps = 4000                       # of every model that does not say otherwise
     median = 1
     figure = "veb_f1"                  # what comparisons are about; default macro_f1
+    reference = "regular-cnn"          # whose macro-F1 on test is 100 % of retention; without it each model's own teacher
     budgets = [32768, 65536]           # a chart of the best model (on validation) under each, in bytes of the whole image
 
     [train]                            # over the recipe of the data set
@@ -111,6 +112,7 @@ class Plan:
     train: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     budgets: tuple[int, ...] = ()
+    reference: str = ""
 
     def model(self, name: str) -> Model:
         """The model called so; ConfigError if there is none."""
@@ -247,6 +249,8 @@ def load_plan(path: Path) -> Plan:
         sets = {plan.seeds_of(plan.model(name)) for name in (*each.first, *each.second)}
         if len(sets) > 1:
             raise ConfigError(f"{path}: compare {each.name!r}: its models have other seeds than each other: pairs need the same")
+    if plan.reference:
+        plan.model(plan.reference)
     for budget in plan.budgets:
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
             raise ConfigError(f"{path}: budgets has {budget!r}: give bytes, whole and above 0")

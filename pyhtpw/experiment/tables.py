@@ -105,12 +105,13 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
     own, same = looks(folders, plan)
     rows = [_row(results, model, veb, meaningful) for model in plan.models if model.name in results.runs]
     for row, model in zip(rows, (plan.model(row["model"]) for row in rows), strict=True):
-        teacher = _teacher_figure(results, model)
-        if teacher is not None and row.get("test"):
-            row["retention"] = row["test"]["macro_f1"] / teacher
+        whole = _whole(results, model)
+        if whole is not None and row.get("test"):
+            row["retention"] = row["test"]["macro_f1"] / whole
     return {
         "plan": plan.name, "title": plan.title, "note": plan.note, "data": first["data"], "part": first.get("part"),
         "synthetic": first["synthetic"], "classes": first["classes"], "seeds": list(plan.seeds), "median_filter": plan.median,
+        "reference": plan.reference,
         "test_evaluations": own, "test_evaluations_of_the_set": same, "notes": notes, "counts": first.get("counts"),
         "models": rows, "not_run": [m.name for m in plan.models if m.name not in results.runs],
         "incomplete": [m.name for m in plan.models if m.name in results.runs and not results.complete(m.name)],
@@ -119,16 +120,17 @@ def build(plan: Plan, folders: Folders) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _teacher_figure(results: Results, model: Model) -> float | None:
-    """Test macro-F1 of the run that taught a model, of this plan or another; None for one that nothing taught."""
+def _whole(results: Results, model: Model) -> float | None:
+    """What is 100 % of a model's retention: test macro-F1 of the plan's reference, else of the run that taught it; None without either."""
+    plan = results.plan
+    if plan.reference:
+        return results.mean(plan.reference, "test", "macro_f1") if plan.reference in results.runs else None
     if not model.teacher:
         return None
-    plan, seed = results.plan, model.teacher_seed
     other, colon, own = model.teacher.partition(":")
-    path = results.folders.result(other, own, seed) if colon else results.folders.result(plan.name, model.teacher, seed)
-    if not path.is_file():
-        return None
-    return _get(read_result(path), "test", "macro_f1")
+    path = (results.folders.result(other, own, model.teacher_seed) if colon else
+            results.folders.result(plan.name, model.teacher, model.teacher_seed))
+    return _get(read_result(path), "test", "macro_f1") if path.is_file() else None
 
 
 def _row(results: Results, model: Model, veb: bool, meaningful: bool) -> dict[str, Any]:
@@ -291,7 +293,7 @@ def markdown(found: dict[str, Any]) -> str:
     drawn = {row["interval"]["clusters"] for row in found["models"] if isinstance(row.get("interval"), dict)}
     clusters = f", {_n(drawn.pop())} clusters of test windows" if len(drawn) == 1 else ""
     out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people (or files of no person, such as "
-            f"silence) and seeds drawn jointly{clusters}. Retention: macro-F1 over that of the very run that taught the model.", ""]
+            f"silence) and seeds drawn jointly{clusters}. Retention: macro-F1 over that of {found['reference'] or 'the run that taught the model'}.", ""]
     for row in found["models"]:
         if row.get("ema"):
             averaged = ", ".join(f"{name} {_f(row['ema'][key])}" for name, key in (("macro-F1", "macro_f1"), ("AUC", "auc")))
