@@ -293,7 +293,8 @@ def markdown(found: dict[str, Any]) -> str:
     drawn = {row["interval"]["clusters"] for row in found["models"] if isinstance(row.get("interval"), dict)}
     clusters = f", {_n(drawn.pop())} clusters of test windows" if len(drawn) == 1 else ""
     out += ["", "Figures are means over seeds; in brackets 95 % intervals of the cluster bootstrap, people (or files of no person, such as "
-            f"silence) and seeds drawn jointly{clusters}. Retention: macro-F1 over that of {found['reference'] or 'the run that taught the model'}.", ""]
+            f"silence) and seeds drawn jointly{clusters}. Retention: macro-F1 over that of "
+            f"{found['reference'] or 'the run that taught the model'}.", ""]
     for row in found["models"]:
         if row.get("ema"):
             averaged = ", ".join(f"{name} {_f(row['ema'][key])}" for name, key in (("macro-F1", "macro_f1"), ("AUC", "auc")))
