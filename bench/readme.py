@@ -146,12 +146,11 @@ def _cell(row: dict, figure: str, seeds: list[int]) -> str:
 
 def _verdict(each: dict) -> str:
     """What a difference says: a primary one after Holm alone, the others by their own interval."""
-    span = each["difference"]
     if each["primary"] and "holm" not in each:
         return "waits for the other primary comparison"
     if each["primary"] and each["holm"]["p_holm"] > 0.05:
         return "undecided"
-    span = each.get("holm") or span
+    span = each.get("holm") or each["difference"]
     return "wins" if span["low"] > 0 else "loses" if span["high"] < 0 else "undecided"
 
 
@@ -170,7 +169,7 @@ def accuracy_table() -> str:
         for each in found["comparisons"]:
             primary = ", primary" if each["primary"] else ""
             if "not_run" in each:
-                waiting.append(f"{name}: {each['name']}")
+                waiting.append(f"{each['name']} ({each['not_run']})")
             elif each["name"].startswith("generated against the best stored"):
                 late = f"; declared after {each['declared_after']}" if each["declared_after"] else ""
                 lines.append(f"| {name}, {called}{primary}{late} | {_cell(rows[each['first']], figure, found['seeds'])} | "
@@ -182,7 +181,7 @@ def accuracy_table() -> str:
                     f"{found['test_evaluations']} times for it, and {found['test_evaluations_of_the_set']} times in all experiments on that test set.")
     rest.append(mitdb_paper())
     if waiting:
-        rest.append(f"Declared and not run yet: {'; '.join(waiting)}.")
+        rest.append(f"Declared, and without a figure: {'; '.join(waiting)}.")
     return "\n".join([*lines, "", *(f"- {line}" for line in rest)])
 
 

@@ -86,6 +86,8 @@ def looks(folders: Folders, plan: Plan) -> tuple[int, int]:
     """Lines of the test log that belong to a plan, and those of the same test set, whatever the plan."""
     own = same = 0
     for number, text in enumerate(folders.log.read_text().splitlines() if folders.log.is_file() else (), start=1):
+        if not text.strip():
+            continue
         try:
             line = json.loads(text)
             own += line["run"].startswith(f"{plan.name}/")
